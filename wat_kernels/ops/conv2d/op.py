@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from wat_kernels import dispatch
+from wat_kernels import autograd, dispatch
 from wat_kernels.checks import autocast, check_noise, check_parameters, check_shadows
-from wat_kernels.derivatives import recorded_grads, second_derivative
 from wat_kernels.draw import as_key
 from wat_kernels.noise import Noise
 from wat_kernels.ops.conv2d import library, reference
@@ -73,58 +71,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key
                          groups, code)
     backend = dispatch.choose("shadow_conv2d", BACKENDS, backend, call)
     arguments = (*table, stride, padding, dilation, groups, shadows, code, amount)
-    if backend == "reference":
-        return torch.ops.wat_kernels.shadow_conv2d.reference(x, weight, bias, gain, key, *arguments)
-    return _ShadowConv2d.apply(x, weight, bias, gain, key, backend, arguments)
-
-
-class _ShadowConv2d(torch.autograd.Function):
-    """Saves x, PW, gain and the key. SW, masks and grids are drawn again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, gain, key, backend, arguments):
-        ctx.save_for_backward(x, weight, gain, key)
-        ctx.backend, ctx.arguments = backend, arguments
-        ctx.has_bias = bias is not None
-        return getattr(torch.ops.wat_kernels.shadow_conv2d, backend)(x, weight, bias, gain, key, *arguments)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, weight, gain, key = ctx.saved_tensors
-        needs = ctx.needs_input_grad
-        mask = (needs[0], needs[1], ctx.has_bias and needs[2], gain is not None and needs[3])
-        if torch.is_grad_enabled():
-            grads = _ShadowConv2dBackward.apply(dy, x, weight, gain, key, ctx.backend, ctx.arguments, mask)
-        else:
-            grads = getattr(torch.ops.wat_kernels.shadow_conv2d_bwd, ctx.backend)(
-                dy, x, weight, gain, key, *ctx.arguments, mask)
-        return *(grad if asked else None for grad, asked in zip(grads, mask, strict=True)), None, None, None
-
-
-class _ShadowConv2dBackward(torch.autograd.Function):
-    """The first derivative as a function of its own, so that a second one exists for every backend.
-
-    Its derivative is taken of the reference: exact, and not a path where speed counts.
-    """
-
-    @staticmethod
-    def forward(ctx, dy, x, weight, gain, key, backend, arguments, mask):
-        ctx.save_for_backward(dy, x, weight, gain, key)
-        ctx.arguments, ctx.mask = arguments, mask
-        return getattr(torch.ops.wat_kernels.shadow_conv2d_bwd, backend)(dy, x, weight, gain, key, *arguments, mask)
-
-    @staticmethod
-    def backward(ctx, *grad_grads):
-        dy, x, weight, gain, key = ctx.saved_tensors
-        return *second_derivative(_reference_grads, ctx, (dy, x, weight, gain), key, grad_grads), None, None, None, None
-
-
-def _reference_grads(dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, key: Tensor, arguments: tuple,
-                     mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """The four gradients of the reference, recorded so that they can be differentiated once more."""
-    bias = dy.new_zeros(weight.shape[0]).requires_grad_()
-    y = torch.ops.wat_kernels.shadow_conv2d.reference(x, weight, bias, gain, key, *arguments)
-    return recorded_grads(y, (x, weight, bias, gain), dy, mask)
+    return autograd.apply("shadow_conv2d", backend, x, weight, bias, gain, key, arguments)
 
 
 def check_table(table: TapTable, kernel: tuple[int, int]) -> None:
