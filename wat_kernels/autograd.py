@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 
-def apply(op: str, backend: str, x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor,
-          arguments: tuple) -> Tensor:
+def apply(
+    op: str,
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    arguments: tuple,
+) -> Tensor:
     """`torch.ops.wat_kernels.<op>.<backend>(x, weight, bias, gain, key, *arguments)`, differentiable."""
     if backend == "reference":  # a composition of differentiable operations
         return _overload(op, backend)(x, weight, bias, gain, key, *arguments)
@@ -61,19 +69,31 @@ class _ShadowBackward(torch.autograd.Function):
         again = torch.is_grad_enabled()
         with torch.enable_grad():
             # aliases: distinct from what was saved, and still connected to it when a third derivative is wanted
-            dy, x, weight, gain = (None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
-                                   for t in inputs)
+            dy, x, weight, gain = (
+                None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs
+            )
             grads = _reference_grads(ctx.op, dy, x, weight, gain, key, ctx.arguments, ctx.mask)
             pairs = [(g, gg) for g, gg in zip(grads, grad_grads, strict=True) if g is not None and gg is not None]
             present = [t for t in (dy, x, weight, gain) if t is not None]
-            found = iter(torch.autograd.grad([g for g, _ in pairs], present, [gg for _, gg in pairs],
-                                             allow_unused=True, create_graph=again))
+            found = iter(
+                torch.autograd.grad(
+                    [g for g, _ in pairs], present, [gg for _, gg in pairs], allow_unused=True, create_graph=again
+                )
+            )
         second = (None if t is None else next(found) for t in (dy, x, weight, gain))
         return None, None, *second, None, None, None
 
 
-def _reference_grads(op: str, dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, key: Tensor, arguments: tuple,
-                     mask: Sequence[bool]) -> tuple[Tensor | None, ...]:
+def _reference_grads(
+    op: str,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gain: Tensor | None,
+    key: Tensor,
+    arguments: tuple,
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
     """The reference's gradients for x, weight, bias and gain where `mask` asks for them, recorded."""
     bias = dy.new_zeros(weight.shape[0]).requires_grad_()
     y = _overload(op, "reference")(x, weight, bias, gain, key, *arguments)

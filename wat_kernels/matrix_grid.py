@@ -136,7 +136,9 @@ def _checked_rows(rows: Tensor | Sequence[Sequence[int]]) -> Tensor:
 def _checked_probabilities(probabilities: Tensor | Sequence[float], rows: int) -> Tensor:
     probabilities = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu()
     if probabilities.shape != (rows,):
-        raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}; accepted is ({rows},), one for each row")
+        raise ValueError(
+            f"probabilities has shape {tuple(probabilities.shape)}; accepted is ({rows},), one for each row"
+        )
     if not (probabilities >= 0).all() or abs(float(probabilities.sum()) - 1) > _PROBABILITY_TOLERANCE:
         raise ValueError(f"probabilities={probabilities.tolist()}; accepted is numbers >= 0 that sum to 1")
     return probabilities / probabilities.sum()

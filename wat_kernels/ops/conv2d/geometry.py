@@ -20,8 +20,9 @@ def pair(value: int | Sequence[int], argument: str, least: int) -> tuple[int, in
     return values
 
 
-def resolve_padding(padding: str | int | Sequence[int], kernel: Sequence[int], stride: Sequence[int],
-                    dilation: Sequence[int]) -> Padding:
+def resolve_padding(
+    padding: str | int | Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Padding:
     """(top, bottom, left, right). 'same' puts the odd pixel of an even kernel behind, as torch does."""
     if padding == "valid":
         return 0, 0, 0, 0
@@ -36,8 +37,9 @@ def resolve_padding(padding: str | int | Sequence[int], kernel: Sequence[int], s
     return vertical, vertical, horizontal, horizontal
 
 
-def output_size(size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Padding,
-                dilation: Sequence[int]) -> tuple[int, int]:
+def output_size(
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Padding, dilation: Sequence[int]
+) -> tuple[int, int]:
     """(H_out, W_out) of an input of `size` = (H, W)."""
     padded = (size[0] + padding[0] + padding[1], size[1] + padding[2] + padding[3])
     return tuple((p - d * (k - 1) - 1) // s + 1 for p, k, s, d in zip(padded, kernel, stride, dilation, strict=True))

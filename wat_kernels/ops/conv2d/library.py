@@ -23,7 +23,7 @@ def supports(call: Call) -> tuple[bool, str]:
     return call.dtype.is_floating_point, f"{call.dtype} is not a floating-point dtype"
 
 
-class _Rectangle(NamedTuple):
+class Rectangle(NamedTuple):
     """The active taps' bounding rectangle: rows top..bottom and columns left..right of the kernel, inclusive."""
 
     top: int
@@ -35,19 +35,29 @@ class _Rectangle(NamedTuple):
     def size(self) -> tuple[int, int]:
         return self.bottom - self.top + 1, self.right - self.left + 1
 
+    @property
+    def area(self) -> int:
+        return self.size[0] * self.size[1]
 
-def active_rectangle(active: Sequence[int], kernel: Sequence[int]) -> _Rectangle | None:
+
+def active_rectangle(active: Sequence[int], kernel: Sequence[int]) -> Rectangle | None:
     """Of row-major tap indices; None where no tap is active."""
     if not active:
         return None
     rows, columns = [tap // kernel[1] for tap in active], [tap % kernel[1] for tap in active]
-    return _Rectangle(min(rows), max(rows), min(columns), max(columns))
+    return Rectangle(min(rows), max(rows), min(columns), max(columns))
 
 
-def cropped_padding(padding: Sequence[int], rectangle: _Rectangle, kernel: Sequence[int], dilation: Sequence[int]) -> Padding:
+def cropped_padding(
+    padding: Sequence[int], rectangle: Rectangle, kernel: Sequence[int], dilation: Sequence[int]
+) -> Padding:
     """The padding with which the cropped kernel gives what the whole one gave; negative where x itself is cropped."""
-    return (padding[0] - rectangle.top * dilation[0], padding[1] - (kernel[0] - 1 - rectangle.bottom) * dilation[0],
-            padding[2] - rectangle.left * dilation[1], padding[3] - (kernel[1] - 1 - rectangle.right) * dilation[1])
+    return (
+        padding[0] - rectangle.top * dilation[0],
+        padding[1] - (kernel[0] - 1 - rectangle.bottom) * dilation[0],
+        padding[2] - rectangle.left * dilation[1],
+        padding[3] - (kernel[1] - 1 - rectangle.right) * dilation[1],
+    )
 
 
 class _Shadow(NamedTuple):
@@ -60,9 +70,18 @@ class _Shadow(NamedTuple):
     symmetric: tuple[int, int]  # what the call pads
 
 
-def _form_shadows(weight: Tensor, gain: Tensor | None, key: Tensor, thresholds: Tensor, taps: Tensor,
-                  padding: Sequence[int], dilation: Sequence[int], shadows: int, noise: int,
-                  amount: float) -> list[_Shadow | None]:
+def _form_shadows(
+    weight: Tensor,
+    gain: Tensor | None,
+    key: Tensor,
+    thresholds: Tensor,
+    taps: Tensor,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> list[_Shadow | None]:
     """What each chunk convolves with, scaled by the gain; None for a chunk whose row has no active tap."""
     out_channels, in_channels, *kernel = weight.shape
     count = kernel[0] * kernel[1]
@@ -128,9 +147,23 @@ def _clip(grad: Tensor, pad: Padding, size: Sequence[int]) -> Tensor:
     return full
 
 
-def _fwd(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor, thresholds: Tensor,
-         taps: Tensor, taps_t: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-         groups: int, shadows: int, noise: int, amount: float) -> Tensor:
+def _fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    thresholds: Tensor,
+    taps: Tensor,
+    taps_t: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> Tensor:
     formed = _form_shadows(weight, gain, key, thresholds, taps, padding, dilation, shadows, noise, amount)
     parts = []
     for chunk, shadow in zip(x.chunk(shadows) if shadows > 1 else [x], formed, strict=True):
@@ -145,9 +178,24 @@ def _fwd(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, ke
     return y.contiguous(memory_format=memory_format(x, weight))
 
 
-def _bwd(dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, key: Tensor, thresholds: Tensor, taps: Tensor,
-         taps_t: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int,
-         shadows: int, noise: int, amount: float, mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gain: Tensor | None,
+    key: Tensor,
+    thresholds: Tensor,
+    taps: Tensor,
+    taps_t: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shadows: int,
+    noise: int,
+    amount: float,
+    mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     needs_x, needs_weight, needs_bias, needs_gain = mask
     form = memory_format(x, weight)
     formed = _form_shadows(weight, gain, key, thresholds, taps, padding, dilation, shadows, noise, amount)
@@ -159,8 +207,18 @@ def _bwd(dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, key: Tensor
             x_parts.append(torch.zeros_like(chunk))
             continue
         dx, dshadow, _ = torch.ops.aten.convolution_backward(
-            dy_chunk, _window(chunk, shadow.pad), shadow.weight, None, stride, shadow.symmetric, dilation, False, [0, 0],
-            groups, [needs_x, needs_weight or needs_gain, False])
+            dy_chunk,
+            _window(chunk, shadow.pad),
+            shadow.weight,
+            None,
+            stride,
+            shadow.symmetric,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            [needs_x, needs_weight or needs_gain, False],
+        )
         if needs_x:
             x_parts.append(_unwindow(dx, shadow.pad, x.shape[2:]))
         if needs_weight or needs_gain:
@@ -176,9 +234,12 @@ def _bwd(dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, key: Tensor
     if gain is not None:
         unscaled *= gain.reshape(-1, 1, 1)
     dweight = unscaled.view(weight.shape).to(weight.dtype)
-    return (torch.cat(x_parts).contiguous(memory_format=form) if needs_x else none,
-            torch.empty_like(weight).copy_(dweight) if needs_weight else none,
-            dy.sum((0, 2, 3)) if needs_bias else none, dgain)
+    return (
+        torch.cat(x_parts).contiguous(memory_format=form) if needs_x else none,
+        torch.empty_like(weight).copy_(dweight) if needs_weight else none,
+        dy.sum((0, 2, 3)) if needs_bias else none,
+        dgain,
+    )
 
 
 implement("shadow_conv2d", "library", _fwd)

@@ -18,9 +18,19 @@ BACKENDS = {"library": library, "reference": reference}  # in order of speed
 
 
 def shadow_conv2d(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, table: TapTable, key: int | Tensor,
-    gain: Tensor | None = None, noise: Noise | None = None, stride: int | Sequence[int] = 1,
-    padding: str | int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1, shadows: int = 1,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    table: TapTable,
+    key: int | Tensor,
+    gain: Tensor | None = None,
+    noise: Noise | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    shadows: int = 1,
     backend: str = "auto",
 ) -> Tensor:
     """Convolution with the shadow weight that `key` draws, `y = gain * conv2d(x, (M PW) * eps) + bias`.
@@ -51,24 +61,40 @@ def shadow_conv2d(
     check_table(table, kernel)
     size = output_size(batched.shape[2:], kernel, stride, pads, dilation)
     if min(size) < 0 or (min(size) == 0 and min(batched.shape[2:]) > 0):
-        raise ValueError(f"x of {tuple(batched.shape[2:])} padded by {pads} is smaller than the kernel {kernel} "
-                         f"with dilation {dilation}")
+        raise ValueError(
+            f"x of {tuple(batched.shape[2:])} padded by {pads} is smaller than the kernel {kernel} "
+            f"with dilation {dilation}"
+        )
     check_noise(noise)
     check_shadows(shadows, batched.shape[0])
     key = as_key(key, x.device)
-    y = run(batched, weight, bias, gain, key, table.on(x.device), stride, pads, dilation, groups, shadows,
-            noise, backend)
+    y = run(
+        batched, weight, bias, gain, key, table.on(x.device), stride, pads, dilation, groups, shadows, noise, backend
+    )
     return y if x.ndim == 4 else y.squeeze(0)
 
 
-def run(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor, table: TableTensors,
-        stride: tuple[int, int], padding: tuple[int, int, int, int], dilation: tuple[int, int], groups: int,
-        shadows: int, noise: Noise | None, backend: str) -> Tensor:
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    table: TableTensors,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    shadows: int,
+    noise: Noise | None,
+    backend: str,
+) -> Tensor:
     """`shadow_conv2d` after its checks; layers, which have checked their own arguments once, come in here."""
     x, weight, bias = autocast(x, weight, bias)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
-    call = dispatch.Call(x.device.type, x.dtype, (weight.shape[2], weight.shape[3]), x.shape[1], weight.shape[0],
-                         groups, code)
+    call = dispatch.Call(
+        x.device.type, x.dtype, (weight.shape[2], weight.shape[3]), x.shape[1], weight.shape[0], groups, code
+    )
     backend = dispatch.choose("shadow_conv2d", BACKENDS, backend, call)
     arguments = (*table, stride, padding, dilation, groups, shadows, code, amount)
     return autograd.apply("shadow_conv2d", backend, x, weight, bias, gain, key, arguments)
@@ -85,7 +111,11 @@ def check_table(table: TapTable, kernel: tuple[int, int]) -> None:
 
 def _check_channels(x: Tensor, weight: Tensor, groups: int) -> None:
     if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"groups={groups!r}; accepted is an int >= 1 that divides the {weight.shape[0]} output channels")
+        raise ValueError(
+            f"groups={groups!r}; accepted is an int >= 1 that divides the {weight.shape[0]} output channels"
+        )
     if x.shape[1] != weight.shape[1] * groups:
-        raise ValueError(f"x has {x.shape[1]} channels; weight {tuple(weight.shape)} with groups={groups} takes "
-                         f"{weight.shape[1] * groups}")
+        raise ValueError(
+            f"x has {x.shape[1]} channels; weight {tuple(weight.shape)} with groups={groups} takes "
+            f"{weight.shape[1] * groups}"
+        )

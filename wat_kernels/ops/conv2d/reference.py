@@ -23,8 +23,9 @@ def supports(call: Call) -> tuple[bool, str]:
     return call.dtype.is_floating_point, f"{call.dtype} is not a floating-point dtype"
 
 
-def shadow_weights(weight: Tensor, key: Tensor, thresholds: Tensor, taps: Tensor, shadows: int, noise: int,
-                   amount: float) -> Tensor:
+def shadow_weights(
+    weight: Tensor, key: Tensor, thresholds: Tensor, taps: Tensor, shadows: int, noise: int, amount: float
+) -> Tensor:
     """weight (O, I, kh, kw) -> SW of every shadow, (S, O, I, kh, kw).
 
     Half-precision weights are mixed in fp32 and rounded once.
@@ -39,9 +40,23 @@ def shadow_weights(weight: Tensor, key: Tensor, thresholds: Tensor, taps: Tensor
     return shadow.to(weight.dtype).unflatten(3, weight.shape[2:])
 
 
-def shadow_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor, thresholds: Tensor,
-                  taps: Tensor, taps_t: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-                  groups: int, shadows: int, noise: int, amount: float) -> Tensor:
+def shadow_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    thresholds: Tensor,
+    taps: Tensor,
+    taps_t: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> Tensor:
     """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out)."""
     top, bottom, left, right = padding
     if (top, left) == (bottom, right):
@@ -50,8 +65,10 @@ def shadow_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor |
         x, symmetric = F.pad(x, (left, right, top, bottom)), (0, 0)
     weights = shadow_weights(weight, key, thresholds, taps, shadows, noise, amount)
     chunks = x.chunk(shadows) if shadows > 1 else [x]
-    parts = [F.conv2d(chunk, shadow, None, stride, symmetric, dilation, groups)
-             for chunk, shadow in zip(chunks, weights.unbind(), strict=True)]
+    parts = [
+        F.conv2d(chunk, shadow, None, stride, symmetric, dilation, groups)
+        for chunk, shadow in zip(chunks, weights.unbind(), strict=True)
+    ]
     y = torch.cat(parts) if shadows > 1 else parts[0]
     if gain is not None:
         y = y * gain.reshape(-1, 1, 1).to(y.dtype)

@@ -13,25 +13,27 @@ _ARGUMENTS = (
     "int groups, int shadows, int noise, float amount"
 )
 SCHEMA = f"(Tensor x, Tensor weight, Tensor? bias, Tensor? gain, {_ARGUMENTS}) -> Tensor"
-SCHEMA_BWD = (
-    f"(Tensor dy, Tensor x, Tensor weight, Tensor? gain, {_ARGUMENTS}, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+SCHEMA_BWD = f"(Tensor dy, Tensor x, Tensor weight, Tensor? gain, {_ARGUMENTS}, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)"
 
 
-def _fake_fwd(x, weight, bias, gain, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows, noise,
-              amount):
+def _fake_fwd(
+    x, weight, bias, gain, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows, noise, amount
+):
     size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
     y = x.new_empty(x.shape[0], weight.shape[0], *size)
     return y.contiguous(memory_format=memory_format(x, weight))
 
 
-def _fake_bwd(dy, x, weight, gain, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows, noise,
-              amount, mask):
+def _fake_bwd(
+    dy, x, weight, gain, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows, noise, amount, mask
+):
     none = x.new_empty(0)
-    return (torch.empty_like(x, memory_format=memory_format(x, weight)) if mask[0] else none,
-            torch.empty_like(weight) if mask[1] else none,
-            dy.new_empty(weight.shape[0]) if mask[2] else none,
-            torch.empty_like(gain) if mask[3] else none)
+    return (
+        torch.empty_like(x, memory_format=memory_format(x, weight)) if mask[0] else none,
+        torch.empty_like(weight) if mask[1] else none,
+        dy.new_empty(weight.shape[0]) if mask[2] else none,
+        torch.empty_like(gain) if mask[3] else none,
+    )
 
 
 # the reference is a composition of differentiable operations and needs no backward of its own

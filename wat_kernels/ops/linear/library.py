@@ -39,14 +39,17 @@ def _span(size: int, flip: bool, shift: int) -> _Span:
     return _Span(slice(size - last, size - first) if flip else slice(first, last), plain, flip)
 
 
-def _spans(weight: Tensor, key: Tensor, grid_thresholds: Tensor | None, grid: Tensor | None,
-           shadows: int) -> list[tuple[_Span, _Span]]:
+def _spans(
+    weight: Tensor, key: Tensor, grid_thresholds: Tensor | None, grid: Tensor | None, shadows: int
+) -> list[tuple[_Span, _Span]]:
     out_features, in_features = weight.shape
     if grid is None:
         return [(_span(out_features, False, 0), _span(in_features, False, 0))] * shadows
     drawn = torch.stack(draw_matrix_grid(grid_thresholds, grid, key, shadows), dim=1).tolist()
-    return [(_span(out_features, bool(flip_out), shift_out), _span(in_features, bool(flip_in), shift_in))
-            for flip_out, flip_in, shift_out, shift_in in drawn]
+    return [
+        (_span(out_features, bool(flip_out), shift_out), _span(in_features, bool(flip_in), shift_in))
+        for flip_out, flip_in, shift_out, shift_in in drawn
+    ]
 
 
 def _factors(weight: Tensor, key: Tensor, shadows: int, noise: int, amount: float) -> Sequence[Tensor | None]:
@@ -73,8 +76,18 @@ def _gain_of(gain: Tensor, out: _Span) -> Tensor:
     return gain.reshape(-1, 1) if gain.numel() == 1 else gain[out.shadow].unsqueeze(1)
 
 
-def _fwd(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor,
-         grid_thresholds: Tensor | None, grid: Tensor | None, shadows: int, noise: int, amount: float) -> Tensor:
+def _fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    grid_thresholds: Tensor | None,
+    grid: Tensor | None,
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> Tensor:
     spans = _spans(weight, key, grid_thresholds, grid, shadows)
     factors = _factors(weight, key, shadows, noise, amount)
     if grid is None and shadows == 1:
@@ -85,9 +98,19 @@ def _fwd(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, ke
     return y if bias is None else y.add_(bias)
 
 
-def _bwd(dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, key: Tensor, grid_thresholds: Tensor | None,
-         grid: Tensor | None, shadows: int, noise: int, amount: float,
-         mask: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gain: Tensor | None,
+    key: Tensor,
+    grid_thresholds: Tensor | None,
+    grid: Tensor | None,
+    shadows: int,
+    noise: int,
+    amount: float,
+    mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     needs_x, needs_weight, needs_bias, needs_gain = mask
     none = x.new_empty(0)
     dx = x.new_zeros(x.shape) if needs_x else none

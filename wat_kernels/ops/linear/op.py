@@ -15,8 +15,16 @@ BACKENDS = {"library": library, "reference": reference}  # in order of speed
 
 
 def shadow_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, key: int | Tensor, gain: Tensor | None = None,
-    grid: MatrixGrid | None = None, noise: Noise | None = None, shadows: int = 1, backend: str = "auto",
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    key: int | Tensor,
+    gain: Tensor | None = None,
+    grid: MatrixGrid | None = None,
+    noise: Noise | None = None,
+    shadows: int = 1,
+    backend: str = "auto",
 ) -> Tensor:
     """Linear layer with the shadow weight that `key` draws, `y = gain * x SW^T + bias`, `SW = grid(PW) * eps`.
 
@@ -36,8 +44,9 @@ def shadow_linear(
     """
     check_parameters(x, weight, bias, gain, weight_dims=2)
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (..., {weight.shape[1]}) for weight "
-                         f"{tuple(weight.shape)}")
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; accepted is (..., {weight.shape[1]}) for weight {tuple(weight.shape)}"
+        )
     check_noise(noise)
     if grid is not None and not isinstance(grid, MatrixGrid):
         raise TypeError(f"grid is {type(grid).__name__}; accepted is wat_kernels.MatrixGrid or None")
@@ -45,8 +54,17 @@ def shadow_linear(
     return run(x, weight, bias, gain, as_key(key, x.device), grid, shadows, noise, backend)
 
 
-def run(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor, grid: MatrixGrid | None,
-        shadows: int, noise: Noise | None, backend: str) -> Tensor:
+def run(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    grid: MatrixGrid | None,
+    shadows: int,
+    noise: Noise | None,
+    backend: str,
+) -> Tensor:
     """`shadow_linear` after its checks; layers, which have checked their own arguments once, come in here."""
     x, weight, bias = autocast(x, weight, bias)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)

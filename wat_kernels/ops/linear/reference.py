@@ -33,8 +33,15 @@ def source_index(size: int, flip: Tensor, shift: Tensor) -> tuple[Tensor, Tensor
     return index.clamp(0, max(size - 1, 0)), (index >= 0) & (index < size)
 
 
-def shadow_weights(weight: Tensor, key: Tensor, grid_thresholds: Tensor | None, grid: Tensor | None, shadows: int,
-                   noise: int, amount: float) -> Tensor:
+def shadow_weights(
+    weight: Tensor,
+    key: Tensor,
+    grid_thresholds: Tensor | None,
+    grid: Tensor | None,
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> Tensor:
     """weight (out, in) -> SW of every shadow, (S, out, in)."""
     shadow = weight.expand(shadows, *weight.shape)
     if grid is not None:
@@ -49,9 +56,18 @@ def shadow_weights(weight: Tensor, key: Tensor, grid_thresholds: Tensor | None, 
     return shadow
 
 
-def shadow_linear(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor,
-                  grid_thresholds: Tensor | None, grid: Tensor | None, shadows: int, noise: int,
-                  amount: float) -> Tensor:
+def shadow_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    grid_thresholds: Tensor | None,
+    grid: Tensor | None,
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> Tensor:
     """x (rows, in), weight (out, in), bias (out,), gain (), (1,) or (out,) -> (rows, out)."""
     weights = shadow_weights(weight, key, grid_thresholds, grid, shadows, noise, amount)
     chunks = x.chunk(shadows) if shadows > 1 else [x]

@@ -9,9 +9,7 @@ from wat_kernels.torch_library import define
 
 _ARGUMENTS = "Tensor key, Tensor? grid_thresholds, Tensor? grid, int shadows, int noise, float amount"
 SCHEMA = f"(Tensor x, Tensor weight, Tensor? bias, Tensor? gain, {_ARGUMENTS}) -> Tensor"
-SCHEMA_BWD = (
-    f"(Tensor dy, Tensor x, Tensor weight, Tensor? gain, {_ARGUMENTS}, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)"
-)
+SCHEMA_BWD = f"(Tensor dy, Tensor x, Tensor weight, Tensor? gain, {_ARGUMENTS}, bool[4] mask) -> (Tensor, Tensor, Tensor, Tensor)"
 
 
 def _fake_fwd(x, weight, bias, gain, key, grid_thresholds, grid, shadows, noise, amount):
@@ -20,10 +18,12 @@ def _fake_fwd(x, weight, bias, gain, key, grid_thresholds, grid, shadows, noise,
 
 def _fake_bwd(dy, x, weight, gain, key, grid_thresholds, grid, shadows, noise, amount, mask):
     none = x.new_empty(0)
-    return (x.new_empty(x.shape) if mask[0] else none,
-            torch.empty_like(weight) if mask[1] else none,
-            dy.new_empty(weight.shape[0]) if mask[2] else none,
-            torch.empty_like(gain) if mask[3] else none)
+    return (
+        x.new_empty(x.shape) if mask[0] else none,
+        torch.empty_like(weight) if mask[1] else none,
+        dy.new_empty(weight.shape[0]) if mask[2] else none,
+        torch.empty_like(gain) if mask[3] else none,
+    )
 
 
 # the reference is a composition of differentiable operations and needs no backward of its own
