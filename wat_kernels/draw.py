@@ -8,6 +8,7 @@ from torch import Tensor
 from wat_kernels import philox
 from wat_kernels.noise import DROP_CONNECT, MULTIPLICATIVE
 from wat_kernels.tap_table import TapTable
+from wat_kernels.torch_library import LIBRARY
 
 
 def draw_rows(table: TapTable, key: int | Tensor, shadows: int = 1) -> Tensor:
@@ -44,8 +45,25 @@ def as_key(key: int | Tensor, device: torch.device | None = None) -> Tensor:
 
 
 def draw_key(device: torch.device | str = "cpu") -> Tensor:
-    """A fresh key from torch's generator of `device`, so that seeding and forking act on it as they do on dropout."""
+    """A fresh key from torch's generator of `device`, so that seeding and forking act on it as they do on dropout.
+
+    Returns a () int64 tensor. Under torch.compile it comes from the same generator: compiled and eager draws agree.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.wat_kernels.draw_key(torch.empty((), dtype=torch.int64, device=device))
     return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=device)
+
+
+def _draw_key_at(place: Tensor) -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=place.device)
+
+
+# An op of its own, because inductor replaces torch.randint by a generator that gives other numbers than eager's. It takes
+# a fresh empty tensor because the compiler merges equal calls of any random op it does not know by name, so that two
+# layers of one graph would draw one key; calls on two empty tensors are never equal to it.
+LIBRARY.define("draw_key(Tensor place) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+LIBRARY.impl("draw_key", _draw_key_at, "CompositeExplicitAutograd")
+torch.library.register_fake("wat_kernels::draw_key", torch.empty_like, lib=LIBRARY)
 
 
 def dense_maps(taps: Tensor, count: int) -> Tensor:

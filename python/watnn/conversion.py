@@ -67,9 +67,7 @@ def convert(
         )
     if left:
         listed = ", ".join(f"{name} ({why})" for name, why in left[:8]) + (", ..." if len(left) > 8 else "")
-        logger.warning(
-            "convert: %d of %d layers redraw their weight; left: %s", len(chosen), len(chosen) + len(left), listed
-        )
+        logger.warning("convert: %d layers redraw their weight, %d are left: %s", len(chosen), len(left), listed)
     return replace_modules(model, replacements)
 
 
@@ -94,7 +92,17 @@ def plain_layer(layer: ShadowLayer) -> nn.Module:
     """The torch layer under a shadow layer, sharing its Parameters; the gain is not applied."""
     plain = adopt(layer, layer.torch_layer)
     plain._parameters.pop("gain", None)
-    for name in ("_transform", "shadows", "backend", "aom_gain", "mode", "dom_key", "tap_table", "matrix_grid"):
+    for name in (
+        "_transform",
+        "noise",
+        "shadows",
+        "backend",
+        "aom_gain",
+        "mode",
+        "dom_key",
+        "tap_table",
+        "matrix_grid",
+    ):
         plain.__dict__.pop(name, None)
     return plain
 
@@ -127,7 +135,7 @@ def _matches(entry: Filter, name: str, module: nn.Module) -> bool:
 def _choose(
     model: nn.Module, transform: Transform, include: list[Filter] | None, exclude: list[Filter] | None
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """Names of the layers to convert, and (name, reason) of the convolutions and linears that are left."""
+    """Names of the layers to convert, and (name, reason) of those that the filters admit and that are left all the same."""
     modules = list(model.named_modules())
     for argument, filters in (("include", include), ("exclude", exclude)):
         for entry in filters or ():
@@ -136,11 +144,10 @@ def _choose(
     chosen, left = [], []
     for name, module in modules:
         if include is not None and not any(_matches(entry, name, module) for entry in include):
-            reason = "not included"
-        elif exclude is not None and any(_matches(entry, name, module) for entry in exclude):
-            reason = "excluded"
-        else:
-            reason = _reason_to_leave(module, transform, named=include is not None)
+            continue
+        if exclude is not None and any(_matches(entry, name, module) for entry in exclude):
+            continue
+        reason = _reason_to_leave(module, transform, named=include is not None)
         if reason is None:
             chosen.append(name)
         elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear):

@@ -95,10 +95,7 @@ class ShadowLayer(nn.Module):
             )
         self._compile_transform(transform)
         self._transform = transform
-
-    @property
-    def noise(self) -> Noise | None:
-        return None if self.transform is None else self.transform.noise
+        self.noise: Noise | None = None if transform is None else transform.noise
 
     @property
     def computes_shadow(self) -> bool:
