@@ -226,8 +226,7 @@ def _bwd(
             if shadow.factor is not None:
                 dshadow = dshadow * shadow.factor
             unscaled += torch.einsum("tp,oit->oip", shadow.map, dshadow)
-    none = x.new_empty(0)
-    dgain = none
+    dgain = x.new_empty(0)
     if needs_gain:
         per_channel = (unscaled * weight.flatten(2)).sum((1, 2))
         dgain = (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)
@@ -235,9 +234,9 @@ def _bwd(
         unscaled *= gain.reshape(-1, 1, 1)
     dweight = unscaled.view(weight.shape).to(weight.dtype)
     return (
-        torch.cat(x_parts).contiguous(memory_format=form) if needs_x else none,
-        torch.empty_like(weight).copy_(dweight) if needs_weight else none,
-        dy.sum((0, 2, 3)) if needs_bias else none,
+        torch.cat(x_parts).contiguous(memory_format=form) if needs_x else x.new_empty(0),
+        torch.empty_like(weight).copy_(dweight) if needs_weight else x.new_empty(0),
+        dy.sum((0, 2, 3)) if needs_bias else x.new_empty(0),
         dgain,
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wat_kernels.dispatch import Call
 from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from
+from wat_kernels.ops.conv2d.geometry import memory_format
 from wat_kernels.torch_library import implement
 
 
@@ -58,6 +59,7 @@ def shadow_conv2d(
     amount: float,
 ) -> Tensor:
     """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out)."""
+    form = memory_format(x, weight)
     top, bottom, left, right = padding
     if (top, left) == (bottom, right):
         symmetric = (top, left)
@@ -72,7 +74,9 @@ def shadow_conv2d(
     y = torch.cat(parts) if shadows > 1 else parts[0]
     if gain is not None:
         y = y * gain.reshape(-1, 1, 1).to(y.dtype)
-    return y if bias is None else y + bias.reshape(-1, 1, 1)
+    if bias is not None:
+        y = y + bias.reshape(-1, 1, 1)
+    return y.contiguous(memory_format=form)
 
 
 implement("shadow_conv2d", "reference", shadow_conv2d, "CompositeImplicitAutograd")

@@ -27,12 +27,11 @@ def _fake_fwd(
 def _fake_bwd(
     dy, x, weight, gain, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows, noise, amount, mask
 ):
-    none = x.new_empty(0)
     return (
-        torch.empty_like(x, memory_format=memory_format(x, weight)) if mask[0] else none,
-        torch.empty_like(weight) if mask[1] else none,
-        dy.new_empty(weight.shape[0]) if mask[2] else none,
-        torch.empty_like(gain) if mask[3] else none,
+        torch.empty_like(x, memory_format=memory_format(x, weight)) if mask[0] else x.new_empty(0),
+        torch.empty_like(weight) if mask[1] else x.new_empty(0),
+        dy.new_empty(weight.shape[0]) if mask[2] else x.new_empty(0),
+        torch.empty_like(gain) if mask[3] else x.new_empty(0),
     )
 
 

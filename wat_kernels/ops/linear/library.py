@@ -112,10 +112,9 @@ def _bwd(
     mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     needs_x, needs_weight, needs_bias, needs_gain = mask
-    none = x.new_empty(0)
-    dx = x.new_zeros(x.shape) if needs_x else none
-    dweight = torch.zeros_like(weight) if needs_weight else none
-    dgain = weight.new_zeros(weight.shape[0]) if needs_gain else none
+    dx = x.new_zeros(x.shape) if needs_x else x.new_empty(0)
+    dweight = torch.zeros_like(weight) if needs_weight else x.new_empty(0)
+    dgain = weight.new_zeros(weight.shape[0]) if needs_gain else x.new_empty(0)
     spans = _spans(weight, key, grid_thresholds, grid, shadows)
     factors = _factors(weight, key, shadows, noise, amount)
     chunks = (tensor.chunk(shadows) for tensor in (x, dy, dx if needs_x else x))
@@ -134,7 +133,7 @@ def _bwd(
                 dweight[out.plain, into.plain] += _turned(scaled, out, into)
     if needs_gain:
         dgain = (dgain.sum() if gain.numel() == 1 else dgain).reshape(gain.shape).to(gain.dtype)
-    return dx, dweight, dy.sum(0) if needs_bias else none, dgain
+    return dx, dweight, dy.sum(0) if needs_bias else x.new_empty(0), dgain
 
 
 implement("shadow_linear", "library", _fwd)
