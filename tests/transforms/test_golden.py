@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from watnn.transforms import functional
 
 _GOLDEN = Path(__file__).parents[1] / "golden"

@@ -62,7 +62,7 @@ def check_count(name: str, value: object) -> int:
 
 
 def check_interpolation(value: object) -> str:
-    """"nearest" or "bilinear"; torchvision's enumeration of the same values is taken too."""
+    """ "nearest" or "bilinear"; torchvision's enumeration of the same values is taken too."""
     name = getattr(value, "value", value)
     if name not in INTERPOLATIONS:
         raise ValueError(f"interpolation={value!r}; accepted is 'nearest' or 'bilinear'")
