@@ -49,7 +49,7 @@ CONV = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), CONV, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("change", "error", "message"), CONV, ids=[case[2][:40] for case in CONV])
 def test_shadow_conv2d(change, error, message):
     with pytest.raises(error, match=message):
         shadow_conv2d(**{**GOOD, **change})
@@ -73,7 +73,7 @@ LINEAR = [
 ]
 
 
-@pytest.mark.parametrize(("change", "error", "message"), LINEAR, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("change", "error", "message"), LINEAR, ids=[case[2][:40] for case in LINEAR])
 def test_shadow_linear(change, error, message):
     with pytest.raises(error, match=message):
         shadow_linear(**{"x": ROWS, "weight": MATRIX, "key": 1, **change})
