@@ -1,0 +1,27 @@
+"""The configurations that tuning chooses from, per pass and size of the dtype. `benchmarks.compile_report` walks them."""
+
+from __future__ import annotations
+
+from wat_kernels.triton_launch import configs_of
+
+_IMAGE = ("BM", "BN", "BK", "GROUP_M")
+_WEIGHT = ("BO", "BI", "BP")
+
+# Of bytes per element: 2 for fp16 and bf16, 4 for fp32. The last of each list also serves the interpreter.
+IMAGE_CONFIGS = {
+    2: configs_of(
+        _IMAGE,
+        [
+            (128, 128, 64, 8, 8, 3),
+            (128, 64, 64, 8, 4, 4),
+            (64, 128, 64, 8, 4, 4),
+            (128, 128, 32, 8, 8, 4),
+            (64, 32, 64, 8, 4, 4),
+        ],
+    ),
+    4: configs_of(_IMAGE, [(128, 64, 32, 8, 8, 3), (64, 64, 32, 8, 4, 3), (64, 32, 32, 8, 4, 3)]),
+}
+WEIGHT_CONFIGS = {
+    2: configs_of(_WEIGHT, [(64, 64, 64, 4, 3), (128, 64, 64, 8, 3), (64, 32, 64, 4, 3), (32, 32, 64, 4, 3)]),
+    4: configs_of(_WEIGHT, [(64, 64, 32, 4, 3), (32, 32, 32, 4, 3)]),
+}

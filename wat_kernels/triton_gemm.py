@@ -1,0 +1,59 @@
+"""What the matrix kernels of all ops share: the multiply, the order of tiles, and a reduction cut into parts."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# bf16 tl.dot is silently wrong in Triton's interpreter, which has no such type: there, operands are cast to fp32.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+@triton.jit
+def dot(a, b, accumulator, PRECISION: tl.constexpr):
+    """accumulator + a @ b in fp32. a: (M, K), b: (K, N)."""
+    if INTERPRETED:
+        a = a.to(tl.float32)
+        b = b.to(tl.float32)
+    return tl.dot(a, b, accumulator, input_precision=PRECISION)
+
+
+@triton.jit
+def tile_of(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
+    """(tile_m, tile_n): GROUP_M row tiles share a column tile before the next one comes, so that L2 serves both."""
+    group = pid // (GROUP_M * tiles_n)
+    first = group * GROUP_M
+    height = min(tiles_m - first, GROUP_M)
+    within = pid - group * GROUP_M * tiles_n
+    return first + within % height, within // height
+
+
+@triton.jit
+def splits_of(tiles, blocks, programs):
+    """Into how many parts `blocks` blocks of a sum are cut, so that about `programs` programs run on `tiles` tiles.
+
+    `triton_launch.splits_of` is the same on the host.
+    """
+    return max(1, min(programs // tiles, blocks))
+
+
+@triton.jit
+def add_up_parts(total, parts, arrived, split, splits, tile, tiles, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Leaves this program's part of a sum; the program that arrives last at a tile adds them up in their order.
+
+    So no program waits for another one, and the sum does not depend on who is last.
+
+    total: (ROWS, COLUMNS) fp32; parts: scratch of splits * tiles * ROWS * COLUMNS fp32; arrived: (tiles,) int32, zero
+    before and after the launch. Returns (total, whether this program was the last and has the whole sum).
+    """
+    size: tl.constexpr = ROWS * COLUMNS
+    place = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    tl.store(parts + (split * tiles + tile).to(tl.int64) * size + place, total)
+    tl.debug_barrier()  # all threads of this program have stored before one of them says so
+    last = tl.atomic_add(arrived + tile, 1, sem="acq_rel", scope="gpu") == splits - 1
+    if last:
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        for other in range(splits):  # .cg: what others wrote is in L2, not in this multiprocessor's L1
+            total += tl.load(parts + (other * tiles + tile).to(tl.int64) * size + place, cache_modifier=".cg")
+        tl.store(arrived + tile, 0)
+    return total, last

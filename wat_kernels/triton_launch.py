@@ -1,0 +1,135 @@
+"""Launching Triton kernels: a configuration is measured once for each problem, and never while a graph is captured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache
+
+import torch
+import triton
+
+from wat_kernels.dispatch import Call
+
+INTERPRETED = triton.knobs.runtime.interpret
+
+
+class Tuned:
+    """A kernel and the configurations it may run with.
+
+    The first launch of a problem measures them (`triton.autotune`, which keeps what it finds on disk); later ones go
+    straight to the kernel. A problem that is first met inside a CUDA-graph capture runs with the first configuration,
+    since nothing can be measured there. What is drawn is no part of a problem.
+
+    kernel:  a @triton.jit function whose last arguments are those that the configurations set
+    configs: the first is the one to use where nothing can be measured; one of small tiles serves the interpreter
+    problem: names of the kernel's arguments that make a problem
+    """
+
+    def __init__(self, kernel, configs: Sequence[triton.Config], problem: Sequence[str], keep: Callable):
+        self.kernel, self.configs = kernel, list(configs)
+        self._tuner = triton.autotune(
+            self.configs, key=list(problem), prune_configs_by={"early_config_prune": keep}, cache_results=True
+        )(kernel)
+        self._chosen: dict[Hashable, dict] = {}
+
+    def launch(self, programs: Callable[[dict], int], problem: Hashable, arguments: tuple) -> None:
+        """programs: what a configuration sets -> the number of programs. arguments: all that it does not set."""
+
+        def grid(meta):
+            return (programs(meta),)
+
+        chosen = self._chosen.get(problem)
+        if chosen is None:
+            if INTERPRETED:
+                chosen = self._chosen[problem] = self.configs[-1].kwargs
+            elif len(self.configs) == 1 or torch.cuda.is_current_stream_capturing():
+                chosen = self.configs[0].all_kwargs()
+            else:
+                self._tuner[grid](*arguments)
+                self._chosen[problem] = self._tuner.best_config.all_kwargs()
+                return
+        self.kernel[grid](*arguments, **chosen)
+
+
+def configs_of(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> list[triton.Config]:
+    """rows: the sizes that `names` names, then warps and pipeline stages."""
+    return [
+        triton.Config(
+            dict(zip(names, sizes, strict=True)),
+            num_warps=warps,
+            num_stages=min(stages, 2) if torch.version.hip else stages,  # AMD's local memory is 64 KiB
+        )
+        for *sizes, warps, stages in rows
+    ]
+
+
+def fits(name: str, size: str) -> Callable:
+    """For `Tuned`: drops tiles whose `name` is more than twice the argument `size` that they cover."""
+
+    def keep(configs, arguments, **_):
+        limit = max(32, 2 * arguments[size])
+        return [config for config in configs if config.kwargs[name] <= limit] or configs[-1:]
+
+    return keep
+
+
+def problem_of(arguments: tuple) -> tuple:
+    """The arguments of a launch, tensors as their dtypes."""
+    return tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in arguments)
+
+
+def refusal(call: Call) -> str:
+    """Why no Triton kernel of this package runs this call, or an empty string."""
+    if call.device != "cuda" and not (call.device == "cpu" and INTERPRETED):
+        return f"x is on {call.device}; it runs on cuda"
+    if call.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"x is {call.dtype}; it computes in float32, float16 and bfloat16"
+    return ""
+
+
+def fp32_precision(switch: str) -> str:
+    """Triton's name for what torch is told to do with fp32 operands. switch: torch's `fp32_precision` of the op."""
+    return "tf32" if switch == "tf32" else "ieee"
+
+
+def is_wide(*tensors: torch.Tensor) -> bool:
+    """Whether an offset into one of these can pass 2**31."""
+    return any(
+        sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) >= 2**31 - 2**16
+        for t in tensors
+    )
+
+
+def noise_numbers(noise: int, amount: float) -> tuple[float, int]:
+    """(scale, cut) as `triton_philox.noise_factor` takes them."""
+    if noise == 2:
+        return 1 / (1 - amount), round(65536 * amount)
+    return float(amount), 0
+
+
+def splits_of(tiles: int, blocks: int, programs: int) -> int:
+    """The same as in `triton_gemm`."""
+    return max(1, min(programs // tiles, blocks))
+
+
+@cache
+def programs_wanted(device: torch.device) -> int:
+    """How many programs a reduction that can be cut aims at: two a multiprocessor. It bounds the scratch, too."""
+    return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 10
+
+
+_arrivals: dict[tuple, torch.Tensor] = {}
+
+
+def arrivals(device: torch.device) -> torch.Tensor:
+    """Counters that are zero between launches, `programs_wanted` of them.
+
+    One set for each stream, since launches on two streams may overlap. A graph may be replayed on any: it has its own.
+    """
+    count = programs_wanted(device)
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
+        return torch.zeros(count, dtype=torch.int32, device=device)
+    place = (device, torch.cuda.current_stream(device).cuda_stream)
+    if place not in _arrivals:
+        _arrivals[place] = torch.zeros(count, dtype=torch.int32, device=device)
+    return _arrivals[place]
