@@ -21,16 +21,25 @@ class Tuned:
     since nothing can be measured there. What is drawn is no part of a problem.
 
     kernel:  a @triton.jit function whose last arguments are those that the configurations set
-    configs: the first is the one to use where nothing can be measured; one of small tiles serves the interpreter
+    configs: the first that suits is used where nothing can be measured; the last, of small tiles, always suits
     problem: names of the kernel's arguments that make a problem
+    fits:    whether a configuration suits a problem, of its sizes and the kernel's arguments by name
     """
 
-    def __init__(self, kernel, configs: Sequence[triton.Config], problem: Sequence[str], keep: Callable):
-        self.kernel, self.configs = kernel, list(configs)
-        self._tuner = triton.autotune(
-            self.configs, key=list(problem), prune_configs_by={"early_config_prune": keep}, cache_results=True
-        )(kernel)
+    def __init__(self, kernel, configs: Sequence[triton.Config], problem: Sequence[str], fits: Callable):
+        self.kernel, self.configs, self._fits = kernel, list(configs), fits
+        prune = {"early_config_prune": lambda configs, arguments, **_: self._suited(arguments)}
+        self._tuner = triton.autotune(self.configs, key=list(problem), prune_configs_by=prune, cache_results=True)(
+            kernel
+        )
         self._chosen: dict[Hashable, dict] = {}
+
+    def suited(self, arguments: tuple) -> list[triton.Config]:
+        """The configurations to choose from for this launch; never empty."""
+        return self._suited(dict(zip(self.kernel.arg_names, arguments, strict=False)))
+
+    def _suited(self, named: dict) -> list[triton.Config]:
+        return [c for c in self.configs if self._fits({**named, **c.all_kwargs()})] or self.configs[-1:]
 
     def launch(self, programs: Callable[[dict], int], problem: Hashable, arguments: tuple) -> None:
         """programs: what a configuration sets -> the number of programs. arguments: all that it does not set."""
@@ -42,8 +51,8 @@ class Tuned:
         if chosen is None:
             if INTERPRETED:
                 chosen = self._chosen[problem] = self.configs[-1].kwargs
-            elif len(self.configs) == 1 or torch.cuda.is_current_stream_capturing():
-                chosen = self.configs[0].all_kwargs()
+            elif torch.cuda.is_current_stream_capturing():
+                chosen = self.suited(arguments)[0].all_kwargs()
             else:
                 self._tuner[grid](*arguments)
                 self._chosen[problem] = self._tuner.best_config.all_kwargs()
@@ -61,16 +70,6 @@ def configs_of(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> list[tr
         )
         for *sizes, warps, stages in rows
     ]
-
-
-def fits(name: str, size: str) -> Callable:
-    """For `Tuned`: drops tiles whose `name` is more than twice the argument `size` that they cover."""
-
-    def keep(configs, arguments, **_):
-        limit = max(32, 2 * arguments[size])
-        return [config for config in configs if config.kwargs[name] <= limit] or configs[-1:]
-
-    return keep
 
 
 def problem_of(arguments: tuple) -> tuple:

@@ -43,14 +43,14 @@ def check_case(case: ConvCase, dtype):
 
 
 @given(case=conv_cases())
-@settings(max_examples=12, **SLOW)
+@settings(max_examples=5, **SLOW)
 def test_random_arguments(case):
     check_case(case, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @given(case=conv_cases())
-@settings(max_examples=4, **SLOW)
+@settings(max_examples=2, **SLOW)
 def test_random_arguments_in_low_precision(dtype, case):
     check_case(case, dtype)
 

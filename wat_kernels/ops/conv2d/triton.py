@@ -24,7 +24,6 @@ try:
         INTERPRETED,
         Tuned,
         arrivals,
-        fits,
         fp32_precision,
         is_wide,
         noise_numbers,
@@ -51,17 +50,26 @@ _PROBLEM = ("images", "groups", "in_channels", "out_channels", "height", "width"
             "stride_w", "shadows", "TAPS", "WIDTH", "NOISE", "PRECISION")  # fmt: skip
 
 
+def _image_fits(columns: str):
+    """Tiles at most twice as wide as what they cover, and room for the weight tiles that a row mixes."""
+
+    def fits(a: dict) -> bool:
+        stages = (a["BM"] + min(a["WIDTH"], 4) * a["BN"]) * a["BK"] * a["weight"].element_size() * a["num_stages"]
+        return a["BN"] <= max(32, 2 * a[columns]) and (a["WIDTH"] == 1 or stages <= 160 * 1024)
+
+    return fits
+
+
+def _weight_fits(a: dict) -> bool:
+    return a["BO"] <= max(64, 2 * a["out_channels"]) and a["BI"] <= max(32, 2 * a["in_channels"])
+
+
 if not _MISSING:
-    FORWARD = {
-        b: Tuned(conv2d_fwd_kernel, IMAGE_CONFIGS[b], _PROBLEM, fits("BN", "out_channels")) for b in IMAGE_CONFIGS
-    }
+    FORWARD = {b: Tuned(conv2d_fwd_kernel, c, _PROBLEM, _image_fits("out_channels")) for b, c in IMAGE_CONFIGS.items()}
     BWD_DATA = {
-        b: Tuned(conv2d_bwd_data_kernel, IMAGE_CONFIGS[b], _PROBLEM, fits("BN", "in_channels")) for b in IMAGE_CONFIGS
+        b: Tuned(conv2d_bwd_data_kernel, c, _PROBLEM, _image_fits("in_channels")) for b, c in IMAGE_CONFIGS.items()
     }
-    BWD_WEIGHT = {
-        b: Tuned(conv2d_bwd_weight_kernel, WEIGHT_CONFIGS[b], _PROBLEM, fits("BO", "out_channels"))
-        for b in WEIGHT_CONFIGS
-    }
+    BWD_WEIGHT = {b: Tuned(conv2d_bwd_weight_kernel, c, _PROBLEM, _weight_fits) for b, c in WEIGHT_CONFIGS.items()}
 
 
 def forward_arguments(

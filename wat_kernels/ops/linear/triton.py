@@ -24,7 +24,6 @@ try:
         INTERPRETED,
         Tuned,
         arrivals,
-        fits,
         fp32_precision,
         is_wide,
         noise_numbers,
@@ -44,15 +43,28 @@ def supports(call: Call) -> tuple[bool, str]:
     return not reason, reason
 
 
+_PROBLEM = ("shadows", "chunk", "in_features", "out_features", "GRID", "NOISE", "PACKED", "PRECISION")
+
+
+def _row_fits(columns: str):
+    """Tiles at most twice as wide and tall as what they cover; not the largest where a tile of noise needs registers."""
+
+    def fits(a: dict) -> bool:
+        if (a["NOISE"] or a["GRID"]) and a["BM"] * a["BN"] > 128 * 128:
+            return False
+        return a["BN"] <= max(64, 2 * a[columns]) and a["BM"] <= max(64, 2 * a["chunk"])
+
+    return fits
+
+
+def _weight_fits(a: dict) -> bool:
+    return a["BO"] <= max(64, 2 * a["out_features"]) and a["BI"] <= max(64, 2 * a["in_features"])
+
+
 if not _MISSING:
-    _PROBLEM = ("shadows", "chunk", "in_features", "out_features", "GRID", "NOISE", "PACKED", "PRECISION")
-    FORWARD = {b: Tuned(linear_fwd_kernel, c, _PROBLEM, fits("BN", "out_features")) for b, c in ROW_CONFIGS.items()}
-    BWD_DATA = {
-        b: Tuned(linear_bwd_data_kernel, c, _PROBLEM, fits("BN", "in_features")) for b, c in ROW_CONFIGS.items()
-    }
-    BWD_WEIGHT = {
-        b: Tuned(linear_bwd_weight_kernel, c, _PROBLEM, fits("BO", "out_features")) for b, c in WEIGHT_CONFIGS.items()
-    }
+    FORWARD = {b: Tuned(linear_fwd_kernel, c, _PROBLEM, _row_fits("out_features")) for b, c in ROW_CONFIGS.items()}
+    BWD_DATA = {b: Tuned(linear_bwd_data_kernel, c, _PROBLEM, _row_fits("in_features")) for b, c in ROW_CONFIGS.items()}
+    BWD_WEIGHT = {b: Tuned(linear_bwd_weight_kernel, c, _PROBLEM, _weight_fits) for b, c in WEIGHT_CONFIGS.items()}
 
 
 def forward_arguments(

@@ -104,7 +104,7 @@ def linear_fwd_kernel(
         column, inside_k = source_of(into, in_features, flip_in, shift_in, GRID)
         rows_of_x = tl.load(
             x + (line * x_r)[:, None] + (into.to(INDEX) * x_i)[None, :],
-            mask=inside_m[:, None] & inside_k[None, :],
+            mask=inside_m[:, None] & (into < in_features)[None, :],
             other=0.0,
         )  # (BM, BK)
         tile = shadow_tile(
@@ -158,7 +158,7 @@ def linear_bwd_data_kernel(
         row, inside_k = source_of(out, out_features, flip_out, shift_out, GRID)
         grad = tl.load(
             dy + (line * y_r)[:, None] + (out.to(INDEX) * y_o)[None, :],
-            mask=inside_m[:, None] & inside_k[None, :],
+            mask=inside_m[:, None] & (out < out_features)[None, :],
             other=0.0,
         )  # (BM, BK)
         if GAIN == 2:  # the gain stands on the features that are summed over

@@ -1,0 +1,202 @@
+"""What the GPU compilers make of every Triton kernel and configuration, on a machine that needs no GPU.
+
+    python -m benchmarks.compile_report [sm_80 sm_90 sm_100 gfx942] [--kernel conv2d_fwd ...] [--dtype bf16 ...]
+
+One line a kernel: registers and stack of a thread (spilled registers lie on the stack), shared memory against what the
+chip has, the matrix instructions found, and how many buffers the asynchronous copies of the main loops rotate through.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from wat_kernels.ops.conv2d import triton as conv2d
+from wat_kernels.ops.linear import triton as linear
+from wat_kernels.triton_launch import Tuned
+
+
+class Chip(NamedTuple):
+    target: GPUTarget
+    shared: int  # bytes that one program may have
+    matrix: str  # the matrix instruction for fp16 and bf16, in PTX or in AMD's assembly
+
+
+CHIPS = {
+    "sm_80": Chip(GPUTarget("cuda", 80, 32), 163 * 1024, "mma.sync"),
+    "sm_90": Chip(GPUTarget("cuda", 90, 32), 227 * 1024, "wgmma.mma_async"),
+    "sm_100": Chip(GPUTarget("cuda", 100, 32), 227 * 1024, "tcgen05.mma"),
+    "gfx942": Chip(GPUTarget("hip", "gfx942", 64), 64 * 1024, "v_mfma"),
+}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "tf32": torch.float32}
+_TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int64: "i64", torch.int32: "i32"}
+
+
+class Case(NamedTuple):
+    kernel: str
+    variant: str
+    dtype: str
+    config: triton.Config
+    tuned: Tuned
+    arguments: tuple
+
+
+class Report(NamedTuple):
+    registers: int
+    stack: int  # bytes a thread
+    shared: int  # bytes a program
+    matrix: str  # the matrix instruction that was found, or "none"
+    stages: int  # buffers of the least deep pipeline among the kernel's main loops; 0 without asynchronous copies
+
+
+# name: (noise, input taps that a row mixes) for convolutions, (noise, whether there is a grid) for linear layers
+CONV_VARIANTS = {"plain": (0, 1), "dropconnect": (2, 1), "multiplicative": (1, 1), "bilinear": (0, 4)}
+LINEAR_VARIANTS = {"plain": (0, False), "dropconnect": (2, False), "multiplicative": (1, False), "grid": (0, True)}
+
+
+def cases() -> Iterator[Case]:
+    """Every kernel with every configuration that tuning may choose for it: all variants in bf16, the plain one in the other dtypes."""
+    for dtype in DTYPES:
+        for variant in CONV_VARIANTS if dtype == "bf16" else ["plain"]:
+            for name, tuned, arguments in _conv2d(DTYPES[dtype], *CONV_VARIANTS[variant]):
+                yield from (Case(name, variant, dtype, c, tuned, arguments) for c in tuned.suited(arguments))
+        for variant in LINEAR_VARIANTS if dtype == "bf16" else ["plain"]:
+            for name, tuned, arguments in _linear(DTYPES[dtype], *LINEAR_VARIANTS[variant]):
+                yield from (Case(name, variant, dtype, c, tuned, arguments) for c in tuned.suited(arguments))
+
+
+def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    tensor = torch.empty(shape, dtype=dtype, device="meta")
+    return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
+
+
+def _conv2d(dtype: torch.dtype, noise: int, width: int) -> Iterator[tuple[str, Tuned, tuple]]:
+    """The three passes of a 3x3 convolution with a gain for each channel."""
+    x, weight, y = _meta(128, 128, 56, 56, dtype=dtype), _meta(256, 128, 3, 3, dtype=dtype), _meta(128, 256, 56, 56, dtype=dtype)  # fmt: skip
+    key, thresholds = _meta(dtype=torch.int64), _meta(9, dtype=torch.int64)
+    taps = _meta(9, 1 + 9 + 2 * 9 * width, dtype=torch.int32)
+    bias, scratch, arrived = _meta(256, dtype=dtype), _meta(1, dtype=torch.float32), _meta(1, dtype=torch.int32)
+    rest = ((1, 1), (1, 1, 1, 1), (1, 1), 1, 1, noise, 0.3)
+    size = dtype.itemsize
+    yield "conv2d_fwd", conv2d.FORWARD[size], conv2d.forward_arguments(x, weight, bias, bias, y, key, thresholds, taps, *rest)  # fmt: skip
+    yield "conv2d_bwd_data", conv2d.BWD_DATA[size], conv2d.bwd_data_arguments(y, weight, bias, x, key, thresholds, taps, *rest)  # fmt: skip
+    yield "conv2d_bwd_weight", conv2d.BWD_WEIGHT[size], conv2d.bwd_weight_arguments(y, x, weight, bias, weight, scratch, scratch, arrived, key, thresholds, taps, *rest, 264)  # fmt: skip
+
+
+def _linear(dtype: torch.dtype, noise: int, moved: bool) -> Iterator[tuple[str, Tuned, tuple]]:
+    x, weight, y = _meta(8192, 1024, dtype=dtype), _meta(4096, 1024, dtype=dtype), _meta(8192, 4096, dtype=dtype)
+    key, bias = _meta(dtype=torch.int64), _meta(4096, dtype=dtype)
+    grid = (_meta(4, dtype=torch.int64), _meta(4, 4, dtype=torch.int64)) if moved else (None, None)
+    scratch, arrived = _meta(1, dtype=torch.float32), _meta(1, dtype=torch.int32)
+    rest = (key, *grid, 1, noise, 0.3)
+    size = dtype.itemsize
+    yield "linear_fwd", linear.FORWARD[size], linear.forward_arguments(x, weight, bias, bias, y, *rest)
+    yield "linear_bwd_data", linear.BWD_DATA[size], linear.bwd_data_arguments(y, weight, bias, x, *rest)
+    yield "linear_bwd_weight", linear.BWD_WEIGHT[size], linear.bwd_weight_arguments(y, x, weight, bias, weight, scratch, scratch, arrived, *rest, 264)  # fmt: skip
+
+
+def compile_case(case: Case, chip: Chip) -> Report:
+    """Compiles as a launch on this chip would: with the specialisations that the arguments allow."""
+    kernel = case.tuned.kernel
+    values = {**dict(zip(kernel.arg_names, case.arguments, strict=False)), **case.config.kwargs}
+    if case.dtype in ("fp32", "tf32"):
+        values["PRECISION"] = "tf32" if case.dtype == "tf32" else "ieee"
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        divisible = isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)
+        if isinstance(value, torch.Tensor):
+            signature[parameter.name] = "*" + _TYPES[value.dtype]
+        elif parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+            continue
+        else:
+            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32" if abs(value) < 2**31 else "i64"
+        if divisible:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    amd = chip.target.backend == "hip"
+    options = {"num_warps": case.config.num_warps, "num_stages": min(case.config.num_stages, 2) if amd else case.config.num_stages}  # fmt: skip
+    compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=chip.target, options=options)
+    assembly = compiled.asm["amdgcn" if amd else "ptx"]
+    registers, stack = _amd_resources(assembly) if amd else _nvidia_resources(compiled.asm["cubin"])
+    buffers = [
+        int(n) for n in re.findall(r"memdesc<(\d+)x\d+x\d+x[bf]\w+,.*mutable>", compiled.asm["ttgir"]) if int(n) < 16
+    ]
+    asynchronous = "async_copy_global_to_local" in compiled.asm["ttgir"]
+    matrix = next((m for m in (chip.matrix, "mma.sync", "v_mfma") if m in assembly), "none")
+    return Report(registers, stack, compiled.metadata.shared, matrix, min(buffers, default=0) if asynchronous else 0)
+
+
+def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    usage = re.search(r"Function \w+_kernel:\s*REG:(\d+) STACK:(\d+).*LOCAL:(\d+)", text)
+    return int(usage[1]), int(usage[2]) + int(usage[3])
+
+
+def _amd_resources(assembly: str) -> tuple[int, int]:
+    registers = re.search(r"\.vgpr_count:\s+(\d+)", assembly)
+    stack = re.search(r"\.private_segment_fixed_size:\s+(\d+)", assembly)
+    return int(registers[1]), int(stack[1])
+
+
+def problems(case: Case, chip: Chip, report: Report) -> list[str]:
+    """What is wrong with a compiled kernel; empty when nothing is."""
+    found = []
+    if report.stack:
+        found.append(f"{report.stack} bytes of stack")
+    if report.shared > chip.shared:
+        found.append(f"{report.shared} bytes of shared memory, the chip has {chip.shared}")
+    if case.dtype in ("bf16", "fp16") and report.matrix != chip.matrix:
+        found.append(f"matrix instruction {report.matrix}, the chip has {chip.matrix}")
+    if (
+        case.variant != "grid"  # a moved matrix is not aligned, and an asynchronous copy must be
+        and chip.target.backend == "cuda"
+        and case.kernel.endswith("_fwd")
+        and case.dtype in ("bf16", "fp16")
+        and report.stages < 3
+    ):
+        found.append(f"{report.stages} pipeline stages")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("chips", nargs="*", default=[], help="of " + ", ".join(CHIPS) + "; all by default")
+    parser.add_argument("--kernel", nargs="*", help="only these kernels")
+    parser.add_argument("--dtype", nargs="*", help="only these dtypes")
+    parser.add_argument("--variant", nargs="*", help="only these variants")
+    wanted = parser.parse_args()
+    os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())
+    print(f"{'chip':7}{'kernel':18}{'variant':15}{'dtype':6}{'tile':18}{'warps':>6}{'stages':>7}{'regs':>6}{'stack':>6}{'shared':>8}  matrix, remarks")  # fmt: skip
+    bad = 0
+    for name in wanted.chips or CHIPS:
+        for case in cases():
+            kept = ((wanted.kernel, case.kernel), (wanted.dtype, case.dtype), (wanted.variant, case.variant))
+            if any(names and value not in names for names, value in kept):
+                continue
+            chip = CHIPS[name]
+            report = compile_case(case, chip)
+            remarks = problems(case, chip, report)
+            bad += bool(remarks)
+            tile = "x".join(str(size) for part, size in case.config.kwargs.items() if part != "GROUP_M")
+            print(f"{name:7}{case.kernel:18}{case.variant:15}{case.dtype:6}{tile:18}{case.config.num_warps:6}{report.stages:7}{report.registers:6}{report.stack:6}{report.shared:8}  {'; '.join([report.matrix, *remarks])}", flush=True)  # fmt: skip
+    print(f"{bad} kernels with a remark")
+
+
+if __name__ == "__main__":
+    main()
