@@ -1,0 +1,50 @@
+"""The Triton kernels as the GPU compilers see them. No GPU is needed: `benchmarks.compile_report` prints the whole table."""
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'wat-kernels[triton]'")
+
+from benchmarks.compile_report import CHIPS, cases, compile_case, problems
+
+CASES = {}
+for _case in cases():
+    CASES.setdefault((_case.kernel, _case.variant, _case.dtype), []).append(_case)
+
+# one configuration of each: what differs between chips, and what may cost registers
+SUBSET = [
+    ("sm_80", "conv2d_fwd", "plain", "bf16"),
+    ("sm_90", "conv2d_fwd", "plain", "bf16"),
+    ("sm_90", "conv2d_fwd", "bilinear", "bf16"),
+    ("sm_90", "conv2d_bwd_data", "multiplicative", "bf16"),
+    ("sm_90", "conv2d_bwd_weight", "dropconnect", "bf16"),
+    ("sm_100", "conv2d_fwd", "plain", "fp16"),
+    ("gfx942", "conv2d_fwd", "plain", "bf16"),
+    ("sm_90", "linear_fwd", "dropconnect", "bf16"),
+    ("sm_90", "linear_bwd_data", "grid", "bf16"),
+    ("sm_90", "linear_bwd_weight", "multiplicative", "bf16"),
+]
+
+
+def check(case, chip):
+    report = compile_case(case, CHIPS[chip])
+    assert not problems(case, CHIPS[chip], report), f"{case.config}: {report}"
+
+
+@pytest.mark.parametrize("chosen", SUBSET, ids="-".join)
+def test_subset(chosen):
+    check(CASES[chosen[1:]][0], chosen[0])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", CASES, ids="-".join)
+@pytest.mark.parametrize("chip", CHIPS)
+def test_every_kernel_and_configuration(chip, kind):
+    for case in CASES[kind]:
+        check(case, chip)
+
+
+def test_the_report_walks_every_configuration():
+    walked = {(case.kernel, str(case.config)) for found in CASES.values() for case in found}
+    for found in CASES.values():
+        for config in found[0].tuned.configs:
+            assert (found[0].kernel, str(config)) in walked

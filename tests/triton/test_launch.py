@@ -1,0 +1,74 @@
+"""When configurations are measured: once a problem, and never inside a CUDA-graph capture. No GPU is needed."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'wat-kernels[triton]'")
+
+import triton
+import triton.language as tl
+
+from wat_kernels.triton_launch import Tuned, configs_of, noise_numbers, problem_of
+
+
+@triton.jit
+def _kernel(x, size, BM: tl.constexpr):
+    pass
+
+
+class Recorder:
+    """Stands where a kernel or a tuner stands, and notes its launches."""
+
+    def __init__(self, best=None):
+        self.launches, self.best_config = [], best
+
+    def __getitem__(self, grid):
+        def launch(*arguments, **chosen):
+            self.launches.append((arguments, chosen))
+
+        return launch
+
+
+@pytest.fixture
+def tuned(monkeypatch):
+    tuned = Tuned(_kernel, configs_of(("BM",), [(128, 8, 3), (64, 4, 2)]), ["size"], lambda a: a["BM"] <= a["size"])
+    tuned.kernel, tuned._tuner = Recorder(), Recorder(tuned.configs[1])
+    tuned.kernel.arg_names = _kernel.arg_names
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return tuned
+
+
+def test_measured_once_a_problem(tuned):
+    for _ in range(3):
+        tuned.launch(lambda meta: 1, "a", (None, 200))
+    assert len(tuned._tuner.launches) == 1
+    assert [chosen["BM"] for _, chosen in tuned.kernel.launches] == [64, 64]
+    tuned.launch(lambda meta: 1, "b", (None, 300))
+    assert len(tuned._tuner.launches) == 2
+
+
+@pytest.mark.parametrize(("size", "tile"), [(200, 128), (100, 64), (10, 64)])
+def test_nothing_is_measured_during_a_capture(tuned, monkeypatch, size, tile):
+    """The first configuration that suits runs, the last where none does; measuring is left to a later launch."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    tuned.launch(lambda meta: 1, "a", (None, size))
+    assert not tuned._tuner.launches
+    assert tuned.kernel.launches[0][1]["BM"] == tile
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    tuned.launch(lambda meta: 1, "a", (None, size))
+    assert len(tuned._tuner.launches) == 1
+
+
+def test_a_problem_does_not_know_its_tensors():
+    arguments = (torch.ones(3), 5, None, "ieee", 0.5)
+    assert (
+        problem_of(arguments)
+        == problem_of((torch.zeros(9), *arguments[1:]))
+        != problem_of((torch.ones(3).half(), *arguments[1:]))
+    )
+
+
+def test_noise_numbers():
+    assert noise_numbers(0, 0.0) == (0.0, 0)
+    assert noise_numbers(1, 0.25) == (0.25, 0)
+    assert noise_numbers(2, 0.25) == (1 / 0.75, 16384)
