@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from watnn import transforms
 from watnn.transforms import functional
 
 _GOLDEN = Path(__file__).parents[1] / "golden"
+_DISTRIBUTIONS = json.loads((_GOLDEN / "distributions.json").read_text())["distributions"]
 _CASES = json.loads((_GOLDEN / "tap_maps.json").read_text())["cases"]
 
 
@@ -28,3 +30,21 @@ def test_tap_map(case):
     tap_map = getattr(functional, case["op"])(**arguments)
     kh, kw = case["kernel_size"]
     torch.testing.assert_close(tap_map, _dense(case["entries"], kh * kw), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", _DISTRIBUTIONS, ids=lambda case: f"{case['name']}-{case['kernel_size']}")
+def test_distribution(case):
+    # torchvision's RandomResizedCrop takes the size first; here it is the kernel's
+    transform = eval(case["name"].replace("kernel_size, ", ""), vars(transforms))
+    kh, kw = case["kernel_size"]
+    table = transform.tap_table((kh, kw))
+    seen = torch.stack([_dense(entry["entries"], kh * kw) for entry in case["maps"]])
+    frequencies = torch.tensor([entry["probability"] for entry in case["maps"]], dtype=torch.float64)
+
+    distance = (table.maps.unsqueeze(1) - seen.unsqueeze(0)).abs().amax((2, 3))  # (ours, theirs)
+    assert distance.amin(0).max() < 1e-5, "torchvision drew a map that the table does not hold"
+    assert distance.amin(1).max() < 1e-5, "the table holds a map that torchvision never drew"
+    assert len(table) == len(seen)
+    probabilities = table.probabilities[distance.argmin(0)]
+    standard_errors = (probabilities * (1 - probabilities) / case["draws"]).sqrt()
+    assert ((frequencies - probabilities).abs() <= 4 * standard_errors).all()

@@ -14,7 +14,8 @@ from wat_kernels.tap_table import TapTable
 from watnn.transforms.base import GridTransform
 from watnn.transforms.checks import check_count
 
-_TOLERANCE = 1e-4  # of fp32 interpolation, relative to the largest number in a filter
+_TOLERANCE = 1e-4  # of fp32 interpolation, relative to the largest number that comes out of a filter
+_ROUNDING = 1e-5  # relative to the largest number that went in
 _FIRST_SEED = 0x5EED
 
 
@@ -44,7 +45,7 @@ class FromCallable(GridTransform):
         object.__setattr__(self, "num_maps", check_count("num_maps", self.num_maps))
 
     def __repr__(self) -> str:
-        name = getattr(self.fn, "__qualname__", None) or repr(self.fn)
+        name = getattr(self.fn, "__name__", None) or repr(self.fn)
         return f"FromCallable({name}{'' if self.num_maps == 256 else f', num_maps={self.num_maps}'})"
 
     def _build_table(self, size: tuple[int, int]) -> TapTable:
@@ -60,7 +61,10 @@ class FromCallable(GridTransform):
         magnitudes = torch.tensor([100.0, 1.0, 0.01]).repeat(taps)[:taps, None, None]
         filters = torch.randn(taps, *size, generator=generator) * magnitudes
         shadow = self._call(filters, seed)
-        if not _same(shadow, torch.einsum("pt,fp->ft", responses.flatten(1), filters.flatten(1)).view_as(filters)):
+        if not (responses.isfinite().all() and shadow.isfinite().all()):
+            raise ValueError(f"fn={self.fn!r} returned NaN or infinity; accepted is a callable with finite results")
+        mapped = torch.einsum("pt,fp->ft", responses.flatten(1), filters.flatten(1)).view_as(filters)
+        if not _same(shadow, mapped, filters):
             raise ValueError(self._what_is_wrong(units, responses, filters, shadow, seed))
         return responses.flatten(1).T
 
@@ -74,29 +78,28 @@ class FromCallable(GridTransform):
                 f"fn={self.fn!r} returned {result.dtype} of shape {tuple(result.shape)} for a float32 tensor of shape "
                 f"{tuple(filters.shape)}; accepted is a floating-point tensor of the same shape"
             )
-        if not result.isfinite().all():
-            raise ValueError(f"fn={self.fn!r} returned NaN or infinity; accepted is a callable with finite results")
         return result.detach().to("cpu", torch.float32).clone()
 
     def _what_is_wrong(self, units: Tensor, responses: Tensor, filters: Tensor, shadow: Tensor, seed: int) -> str:
         accepted = "accepted is a callable that is linear and does the same to every filter"
-        if not _same(self._call(units, seed), responses):
+        if not _same(self._call(units, seed), responses, units):
             return (
                 f"fn={self.fn!r} gives two results for one seed, so it draws random numbers from elsewhere; "
                 "accepted is torch's CPU generator and Python's `random`"
             )
         if self._call(torch.zeros_like(units), seed).any():
             return f"fn={self.fn!r} is not linear: it maps zeros to other numbers; {accepted}"
-        total = self._call(units + filters, seed)
-        if not (_same(self._call(2 * filters, seed), 2 * shadow) and _same(total, responses + shadow)):
+        total, double = self._call(units + filters, seed), self._call(2 * filters, seed)
+        if not (_same(double, 2 * shadow, filters) and _same(total, responses + shadow, units + filters)):
             return f"fn={self.fn!r} is not linear: a sum or a multiple of its inputs gives another result; {accepted}"
         return f"fn={self.fn!r} mixes filters or treats them differently; {accepted}"
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal filter by filter, up to rounding."""
-    scale = torch.maximum(a.flatten(1).abs().amax(1), b.flatten(1).abs().amax(1))[:, None, None]
-    return bool(((a - b).abs() <= _TOLERANCE * scale).all())
+def _same(a: Tensor, b: Tensor, inputs: Tensor) -> bool:
+    """Equal filter by filter, up to rounding; a, b and the inputs they came from: (filters, kh, kw)."""
+    results = torch.maximum(a.abs(), b.abs()).amax((1, 2), keepdim=True)
+    rounding = _ROUNDING * inputs.abs().amax((1, 2), keepdim=True)  # of sums that cancel
+    return bool(((a - b).abs() <= _TOLERANCE * results + rounding).all())
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ _NEGLIGIBLE_ANGLE = 1e-12  # two critical angles nearer than this are one, found
 
 def shift_law(max_shift: float) -> dict[int, float]:
     """{shift: probability} of int(round(uniform(-max_shift, max_shift)))."""
-    if max_shift == 0:
+    if max_shift <= 0.5:  # Python rounds 0.5 to 0
         return {0: 1.0}
     reach = math.ceil(max_shift - 0.5)
     lengths = {k: min(k + 0.5, max_shift) - max(k - 0.5, -max_shift) for k in range(-reach, reach + 1)}

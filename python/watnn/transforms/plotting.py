@@ -97,9 +97,10 @@ def _write_titles(
     noise = "" if transform.noise is None else f"; then {transform.noise.kind} noise of {transform.noise.amount:g}"
     title = textwrap.shorten(repr(transform), width=int(figure.get_figwidth() * 12), placeholder=" …")
     line = 1 / height  # an inch
-    figure.text(0.02, 1 - 0.13 * line, title, fontsize=10.5, fontweight="bold", color=_INK, va="top")
+    left = 0.15 / figure.get_figwidth()
+    figure.text(left, 1 - 0.13 * line, title, fontsize=10.5, fontweight="bold", color=_INK, va="top")
     figure.text(
-        0.02,
+        left,
         1 - 0.41 * line,
         f"on a {kh}x{kw} kernel: {maps}; {table.mean_active_taps:.2f} of {kh * kw} taps computed on average{noise}",
         fontsize=9,
