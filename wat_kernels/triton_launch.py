@@ -42,7 +42,14 @@ class Tuned:
         return [c for c in self.configs if self._fits({**named, **c.all_kwargs()})] or self.configs[-1:]
 
     def launch(self, programs: Callable[[dict], int], problem: Hashable, arguments: tuple) -> None:
-        """programs: what a configuration sets -> the number of programs. arguments: all that it does not set."""
+        """programs: what a configuration sets -> the number of programs. arguments: all that it does not set.
+
+        The first argument is a tensor, on whose device the kernel runs.
+        """
+        device = arguments[0].device
+        if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton takes the current one
+            with torch.cuda.device(device):
+                return self.launch(programs, (device, problem), arguments)
 
         def grid(meta):
             return (programs(meta),)
@@ -56,8 +63,9 @@ class Tuned:
             else:
                 self._tuner[grid](*arguments)
                 self._chosen[problem] = self._tuner.best_config.all_kwargs()
-                return
+                return None
         self.kernel[grid](*arguments, **chosen)
+        return None
 
 
 def configs_of(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> list[triton.Config]:

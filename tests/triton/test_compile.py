@@ -35,6 +35,25 @@ def test_subset(chosen):
     check(CASES[chosen[1:]][0], chosen[0])
 
 
+def changed(case, **values):
+    """The case with other arguments, by name."""
+    names = case.tuned.kernel.arg_names
+    arguments = (values.get(name, value) for name, value in zip(names, case.arguments, strict=False))
+    return case._replace(arguments=tuple(arguments))
+
+
+@pytest.mark.parametrize("kernel", ["conv2d_bwd_weight", "linear_bwd_weight"])
+def test_a_large_weight_takes_no_scratch(kernel):
+    check(changed(CASES[kernel, "plain", "bf16"][0], parts=None, arrived=None), "sm_90")
+
+
+@pytest.mark.parametrize("kernel", ["conv2d_fwd", "conv2d_bwd_data", "conv2d_bwd_weight", "linear_fwd"])
+def test_offsets_of_64_bits(kernel):
+    case = changed(CASES[kernel, "plain", "fp16"][-1], WIDE=True)
+    report = compile_case(case, CHIPS["sm_90"])
+    assert report.matrix == "wgmma.mma_async" and report.shared <= CHIPS["sm_90"].shared
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", CASES, ids="-".join)
 @pytest.mark.parametrize("chip", CHIPS)

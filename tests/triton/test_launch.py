@@ -10,6 +10,8 @@ import triton.language as tl
 
 from wat_kernels.triton_launch import Tuned, configs_of, noise_numbers, problem_of
 
+X = torch.empty(1)
+
 
 @triton.jit
 def _kernel(x, size, BM: tl.constexpr):
@@ -40,10 +42,10 @@ def tuned(monkeypatch):
 
 def test_measured_once_a_problem(tuned):
     for _ in range(3):
-        tuned.launch(lambda meta: 1, "a", (None, 200))
+        tuned.launch(lambda meta: 1, "a", (X, 200))
     assert len(tuned._tuner.launches) == 1
     assert [chosen["BM"] for _, chosen in tuned.kernel.launches] == [64, 64]
-    tuned.launch(lambda meta: 1, "b", (None, 300))
+    tuned.launch(lambda meta: 1, "b", (X, 300))
     assert len(tuned._tuner.launches) == 2
 
 
@@ -51,11 +53,11 @@ def test_measured_once_a_problem(tuned):
 def test_nothing_is_measured_during_a_capture(tuned, monkeypatch, size, tile):
     """The first configuration that suits runs, the last where none does; measuring is left to a later launch."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    tuned.launch(lambda meta: 1, "a", (None, size))
+    tuned.launch(lambda meta: 1, "a", (X, size))
     assert not tuned._tuner.launches
     assert tuned.kernel.launches[0][1]["BM"] == tile
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    tuned.launch(lambda meta: 1, "a", (None, size))
+    tuned.launch(lambda meta: 1, "a", (X, size))
     assert len(tuned._tuner.launches) == 1
 
 

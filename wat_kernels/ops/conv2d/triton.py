@@ -51,9 +51,11 @@ _PROBLEM = ("images", "groups", "in_channels", "out_channels", "height", "width"
 
 
 def _image_fits(columns: str):
-    """Tiles at most twice as wide as what they cover, and room for the weight tiles that a row mixes."""
+    """Tiles at most twice as wide as what they cover, with room for the weight tiles that a row mixes or for noise."""
 
     def fits(a: dict) -> bool:
+        if a["NOISE"] == 1 and a["BM"] * a["BN"] * a["BK"] > 128 * 128 * 32:  # Gaussian noise: registers
+            return False
         stages = (a["BM"] + min(a["WIDTH"], 4) * a["BN"]) * a["BK"] * a["weight"].element_size() * a["num_stages"]
         return a["BN"] <= max(32, 2 * a[columns]) and (a["WIDTH"] == 1 or stages <= 160 * 1024)
 

@@ -30,7 +30,7 @@ def conv2d_bwd_weight_kernel(
     tiles_o = tl.cdiv(out_channels, BO)
     tiles_i = tl.cdiv(in_channels, BI)
     tiles = tiles_o * tiles_i * TAPS * groups
-    chunk_pixels = images * out_height * out_width
+    chunk_pixels = tl.to_tensor(images).to(index) * out_height * out_width
     blocks = tl.cdiv(chunk_pixels, BP)
     splits = splits_of(tiles, blocks, programs)
     split = tl.program_id(0) // tiles
@@ -94,8 +94,9 @@ def conv2d_bwd_weight_kernel(
             total += coefficient * accumulator
 
     finished = True
-    if splits > 1:
-        total, finished = add_up_parts(total, parts, arrived, split, splits, tile, tiles, BO, BI)
+    if parts is not None:  # noqa: SIM102  (this question is answered by the compiler)
+        if splits > 1:
+            total, finished = add_up_parts(total, parts, arrived, split, splits, tile, tiles, BO, BI)
     if finished:
         inside = inside_o[:, None] & inside_i[None, :]
         if NEEDS_GAIN:

@@ -254,8 +254,9 @@ def linear_bwd_weight_kernel(
         tl.store(dgain + (split * tiles_i + tile_i).to(tl.int64) * out_features + row, product, mask=row < out_features)
     if NEEDS_WEIGHT:
         finished = True
-        if splits > 1:
-            total, finished = add_up_parts(total, parts, arrived, split, splits, tile, tiles, BO, BI)
+        if parts is not None:  # noqa: SIM102  (this question is answered by the compiler)
+            if splits > 1:
+                total, finished = add_up_parts(total, parts, arrived, split, splits, tile, tiles, BO, BI)
         if finished:
             if GAIN == 1:
                 total *= tl.load(gain).to(tl.float32)
