@@ -43,14 +43,14 @@ def check_case(case: ConvCase, dtype):
 
 
 @given(case=conv_cases())
-@settings(max_examples=5, **SLOW)
+@settings(max_examples=3, **SLOW)
 def test_random_arguments(case):
     check_case(case, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @given(case=conv_cases())
-@settings(max_examples=2, **SLOW)
+@settings(max_examples=1, **SLOW)
 def test_random_arguments_in_low_precision(dtype, case):
     check_case(case, dtype)
 
@@ -87,13 +87,10 @@ def test_every_stride_class(key):
     )
 
 
-@pytest.mark.parametrize("groups", [4, 12])
-def test_groups_and_depthwise(groups):
-    x, weight = torch.randn(2, 12, 6, 6), torch.randn(24, 12 // groups, 3, 3)
-    for noise in NOISES:
-        check(
-            x, weight, torch.randn(24), torch.rand(24), table=TRANSLATIONS, key=3, noise=noise, padding=1, groups=groups
-        )
+@pytest.mark.parametrize(("groups", "noise"), [(2, NOISES[0]), (2, NOISES[2]), (6, NOISES[1])])
+def test_groups_and_depthwise(groups, noise):
+    x, weight = torch.randn(2, 6, 5, 6), torch.randn(12, 6 // groups, 3, 3)
+    check(x, weight, torch.randn(12), torch.rand(12), table=TRANSLATIONS, key=3, noise=noise, padding=1, groups=groups)
 
 
 @pytest.mark.parametrize("kernel", [(5, 5), (7, 7), (8, 8), (1, 3), (3, 1)], ids=str)
@@ -184,13 +181,12 @@ def test_only_what_is_asked_for():
         torch.testing.assert_close(grad, every[1 + place])
 
 
-def test_runs_are_equal_bit_for_bit():
-    x, weight = torch.randn(4, 8, 16, 16, device=DEVICE), torch.randn(8, 8, 3, 3, device=DEVICE)
-    arguments = {"table": TRANSLATIONS, "key": 2, "noise": NOISES[2], "padding": 1}
-    first = results("triton", x, weight, None, None, **arguments)
-    for _ in range(2):
-        for one, other in zip(first, results("triton", x, weight, None, None, **arguments), strict=True):
-            assert torch.equal(one, other)
+def test_a_reduction_cut_into_parts_is_the_same_at_each_run():
+    x, weight = torch.randn(4, 8, 9, 9, device=DEVICE), torch.randn(8, 8, 2, 2, device=DEVICE)
+    arguments = {"table": TapTable.identity((2, 2)), "key": 2, "noise": NOISES[2]}
+    check(x, weight, None, torch.rand(8), **arguments)
+    first, again = (results("triton", x, weight, None, None, **arguments) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
 @pytest.mark.parametrize("op", ["shadow_conv2d", "shadow_conv2d_bwd"])
