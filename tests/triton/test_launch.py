@@ -8,6 +8,9 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'wat-
 import triton
 import triton.language as tl
 
+from wat_kernels import TapTable, shadow_conv2d, shadow_linear
+from wat_kernels.ops.conv2d import triton as conv2d
+from wat_kernels.ops.linear import triton as linear
 from wat_kernels.triton_launch import Tuned, configs_of, noise_numbers, problem_of
 
 X = torch.empty(1)
@@ -74,3 +77,19 @@ def test_noise_numbers():
     assert noise_numbers(0, 0.0) == (0.0, 0)
     assert noise_numbers(1, 0.25) == (0.25, 0)
     assert noise_numbers(2, 0.25) == (1 / 0.75, 16384)
+
+
+def test_refused_on_the_cpu_with_the_reason():
+    x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
+    with pytest.raises(RuntimeError, match="'triton' cannot run shadow_conv2d: x is on cpu; it runs on cuda"):
+        shadow_conv2d(x, weight, table=TapTable.identity((3, 3)), key=1, backend="triton")
+    with pytest.raises(RuntimeError, match="'triton' cannot run shadow_linear: x is on cpu; it runs on cuda"):
+        shadow_linear(x, torch.randn(2, 5), key=1, backend="triton")
+
+
+@pytest.mark.parametrize(("switch", "precision"), [("ieee", "ieee"), ("none", "ieee"), ("tf32", "tf32")])
+def test_torch_s_switches_of_tf32_are_read_at_each_call(fp32_precision, switch, precision):
+    fp32_precision(switch)
+    for backend in (conv2d, linear):
+        assert backend._precision(torch.ones(1)) == precision
+        assert backend._precision(torch.ones(1).half()) == "ieee"  # of no effect there
