@@ -138,7 +138,7 @@ def _progress(console: Console) -> Progress:
 
 def _line(result: SeedResult) -> str:
     accuracies = ", ".join(f"{VARIANTS[name].label} {metrics['aom']:.1f}" for name, metrics in result.accuracy.items())
-    return f"seed {result.seed}, AOM in %: {accuracies}"
+    return f"seed {result.seed}, AOM: {accuracies}"
 
 
 def _legend(settings: Settings, seeds: int) -> str:
