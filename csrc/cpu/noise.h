@@ -98,23 +98,32 @@ struct PhiloxLanes {
     uniform_low0 = static_cast<uint32_t>(product);
   }
 
-  // block_low: lower words of the block numbers, in the lower halves of 64-bit lanes
-  WAT_INLINE void operator()(Int block_low, Int word[4]) const {
+  // G vectors of blocks side by side: one chain of ten rounds is all latency. block_low: lower words of the block
+  // numbers of the first vector, in the lower halves of 64-bit lanes
+  template <int G>
+  WAT_INLINE void words(Int block_low, Int word[G][4]) const {
     const Int m0 = L::set64(0xD2511F53u), m1 = L::set64(0xCD9E8D57u);
-    Int p0 = L::multiply(block_low, m0);
-    Int p1 = L::multiply(L::xor2(L::high(p0), L::set64(round1_word2)), m1);
-    Int c0 = L::xor2(L::high(p1), L::set64(round2_word0)), c1 = p1;
-    Int c2 = L::xor2(p0, L::set64(round2_word2)), c3 = L::set64(uniform_low0);
+    Int c0[G], c1[G], c2[G], c3[G];
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) {
+      const Int p0 = L::multiply(g == 0 ? block_low : L::add64(block_low, L::set64(g * L::width)), m0);
+      const Int p1 = L::multiply(L::xor2(L::high(p0), L::set64(round1_word2)), m1);
+      c0[g] = L::xor2(L::high(p1), L::set64(round2_word0)), c1[g] = p1;
+      c2[g] = L::xor2(p0, L::set64(round2_word2)), c3[g] = L::set64(uniform_low0);
+    }
 #pragma GCC unroll 8
     for (int round = 2; round < 10; ++round) {
-      p0 = L::multiply(c0, m0);
-      p1 = L::multiply(c2, m1);
-      c0 = L::xor3(L::high(p1), c1, L::set64(key0[round]));
-      c2 = L::xor3(L::high(p0), c3, L::set64(key1[round]));
-      c1 = p1;
-      c3 = p0;
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) {
+        const Int p0 = L::multiply(c0[g], m0), p1 = L::multiply(c2[g], m1);
+        c0[g] = L::xor3(L::high(p1), c1[g], L::set64(key0[round]));
+        c2[g] = L::xor3(L::high(p0), c3[g], L::set64(key1[round]));
+        c1[g] = p1;
+        c3[g] = p0;
+      }
     }
-    word[0] = c0, word[1] = c1, word[2] = c2, word[3] = c3;
+#pragma GCC unroll 4
+    for (int g = 0; g < G; ++g) word[g][0] = c0[g], word[g][1] = c1[g], word[g][2] = c2[g], word[g][3] = c3[g];
   }
 
  private:
@@ -144,15 +153,39 @@ WAT_INLINE void normal_pairs(NoiseLanes::Int uniform, NoiseLanes::Int turn, Vec*
   *sine = radius * L::flip_sign(s, quadrant);
 }
 
-// Whole groups: e and n are multiples of kNoiseStep.
-template <bool multiply>
-static inline void noise_groups(const NoiseStream& noise, uint64_t e, int64_t n, const float* source, float* out) {
+// The noise of G vectors of blocks.
+template <bool drop, bool multiply, int G>
+WAT_INLINE void noise_vectors(const NoiseStream& noise, const PhiloxLanes& philox, NoiseLanes::Int lanes,
+                              const float* source, float* out) {
   using L = NoiseLanes;
+  constexpr int vectors = drop ? 4 : 2;  // of floats from one vector of blocks
+  L::Int word[G][4];
+  philox.words<G>(lanes, word);
+#pragma GCC unroll 4
+  for (int g = 0; g < G; ++g) {
+    Vec eps[4];
+    if constexpr (drop) {
+      L::keep(L::join(word[g][0], word[g][1]), L::join(word[g][2], word[g][3]), noise.threshold, Vec::set(noise.scale),
+              eps);
+    } else {
+      Vec cosine, sine;
+      normal_pairs(L::join(word[g][0], word[g][2]), L::join(word[g][1], word[g][3]), &cosine, &sine);
+      const Vec amount = Vec::set(noise.amount), one = Vec::set(1.0f);
+      L::interleave(fma(cosine, amount, one), fma(sine, amount, one), &eps[0], &eps[1]);
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      const int at = (g * vectors + v) * Vec::width;
+      (multiply ? eps[v] * Vec::load(source + at) : eps[v]).store(out + at);
+    }
+  }
+}
+
+template <bool drop, bool multiply>
+static __attribute__((noinline)) void noise_blocks(const NoiseStream& noise, uint64_t block, int64_t n, const float* source, float* out) {
+  using L = NoiseLanes;
+  constexpr int step = L::width * (drop ? 8 : 4);  // elements of one vector of blocks
   PhiloxLanes philox(noise);
-  const bool drop = noise.kind == kNoiseDropConnect;
-  const int step = L::width * (drop ? 8 : 4);  // elements of one vector of blocks
-  const Vec scale = Vec::set(drop ? noise.scale : noise.amount), one = Vec::set(1.0f);
-  uint64_t block = drop ? e / 8 : e / 4;
   for (int64_t j = 0; j < n;) {
     // lanes never straddle a carry into the upper word, because blocks begin at a multiple of the width
     philox.set_block_high(static_cast<uint32_t>(block >> 32));
@@ -161,30 +194,26 @@ static inline void noise_groups(const NoiseStream& noise, uint64_t e, int64_t n,
     L::Int lanes = L::add64(L::set64(static_cast<uint32_t>(block)), L::lane_block());
     block += groups * L::width;
     const int64_t end = j + groups * step;
-    if (drop) {
-      for (; j < end; j += step, lanes = L::add64(lanes, L::set64(L::width))) {
-        L::Int word[4];
-        philox(lanes, word);
-        Vec eps[4];
-        L::keep(L::join(word[0], word[1]), L::join(word[2], word[3]), noise.threshold, scale, eps);
-        for (int v = 0; v < 4; ++v) {
-          const int64_t at = j + v * Vec::width;
-          (multiply ? eps[v] * Vec::load(source + at) : eps[v]).store(out + at);
-        }
-      }
-    } else {
-      for (; j < end; j += step, lanes = L::add64(lanes, L::set64(L::width))) {
-        L::Int word[4];
-        philox(lanes, word);
-        Vec cosine, sine, eps[2];
-        normal_pairs(L::join(word[0], word[2]), L::join(word[1], word[3]), &cosine, &sine);
-        L::interleave(fma(cosine, scale, one), fma(sine, scale, one), &eps[0], &eps[1]);
-        for (int v = 0; v < 2; ++v) {
-          const int64_t at = j + v * Vec::width;
-          (multiply ? eps[v] * Vec::load(source + at) : eps[v]).store(out + at);
-        }
-      }
+    // four vectors at a time hide the latency of the rounds (measured: 0.31 ns an element against 0.57 with one)
+    for (; j + 4 * step <= end; j += 4 * step, lanes = L::add64(lanes, L::set64(4 * L::width))) {
+      noise_vectors<drop, multiply, 4>(noise, philox, lanes, multiply ? source + j : nullptr, out + j);
     }
+    for (; j + 2 * step <= end; j += 2 * step, lanes = L::add64(lanes, L::set64(2 * L::width))) {
+      noise_vectors<drop, multiply, 2>(noise, philox, lanes, multiply ? source + j : nullptr, out + j);
+    }
+    for (; j < end; j += step, lanes = L::add64(lanes, L::set64(L::width))) {
+      noise_vectors<drop, multiply, 1>(noise, philox, lanes, multiply ? source + j : nullptr, out + j);
+    }
+  }
+}
+
+// Whole groups: e and n are multiples of kNoiseStep.
+template <bool multiply>
+static inline void noise_groups(const NoiseStream& noise, uint64_t e, int64_t n, const float* source, float* out) {
+  if (noise.kind == kNoiseDropConnect) {
+    noise_blocks<true, multiply>(noise, e / 8, n, source, out);
+  } else {
+    noise_blocks<false, multiply>(noise, e / 4, n, source, out);
   }
 }
 
