@@ -39,11 +39,15 @@ class TapTable:
     Raises TypeError or ValueError when a shape, a probability or a coefficient is not what it must be.
     """
 
-    def __init__(self, maps: Tensor, probabilities: Tensor | Sequence[float], kernel_size: tuple[int, int] | None = None):
+    def __init__(
+        self, maps: Tensor, probabilities: Tensor | Sequence[float], kernel_size: tuple[int, int] | None = None
+    ):
         maps = _checked_maps(maps)
         probabilities = _checked_probabilities(probabilities, len(maps))
         if kernel_size is not None and math.prod(kernel_size) != maps.shape[1]:
-            raise ValueError(f"kernel_size={tuple(kernel_size)} has {math.prod(kernel_size)} taps, maps have {maps.shape[1]}")
+            raise ValueError(
+                f"kernel_size={tuple(kernel_size)} has {math.prod(kernel_size)} taps, maps have {maps.shape[1]}"
+            )
         self.kernel_size = None if kernel_size is None else (int(kernel_size[0]), int(kernel_size[1]))
         self.maps, self.probabilities = _merge_equal(maps, probabilities)
         thresholds = (self.probabilities.cumsum(0) * 2.0**32).round().to(torch.int64)
@@ -62,8 +66,11 @@ class TapTable:
         _check_same_taps(tables)
         weights = _checked_probabilities(probabilities, len(tables))
         maps = torch.cat([table.maps for table in tables])
-        return cls(maps, torch.cat([w * table.probabilities for w, table in zip(weights, tables, strict=True)]),
-                   tables[0].kernel_size)
+        return cls(
+            maps,
+            torch.cat([w * table.probabilities for w, table in zip(weights, tables, strict=True)]),
+            tables[0].kernel_size,
+        )
 
     def then(self, after: TapTable) -> TapTable:
         """This table's transform, then independently `after`'s: all products of their maps."""
@@ -99,8 +106,12 @@ class TapTable:
         return len(self.maps)
 
     def __eq__(self, other: object) -> bool:
-        return (isinstance(other, TapTable) and self.kernel_size == other.kernel_size
-                and torch.equal(self.maps, other.maps) and torch.equal(self.probabilities, other.probabilities))
+        return (
+            isinstance(other, TapTable)
+            and self.kernel_size == other.kernel_size
+            and torch.equal(self.maps, other.maps)
+            and torch.equal(self.probabilities, other.probabilities)
+        )
 
     def __hash__(self) -> int:
         return hash((self.kernel_size, self.maps.shape, tuple(self.probabilities.tolist())))
@@ -130,7 +141,9 @@ def _checked_maps(maps: Tensor) -> Tensor:
 def _checked_probabilities(probabilities: Tensor | Sequence[float], rows: int) -> Tensor:
     probabilities = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu()
     if probabilities.shape != (rows,):
-        raise ValueError(f"probabilities has shape {tuple(probabilities.shape)}; accepted is ({rows},), one for each map")
+        raise ValueError(
+            f"probabilities has shape {tuple(probabilities.shape)}; accepted is ({rows},), one for each map"
+        )
     if not (probabilities >= 0).all():  # also catches NaN
         raise ValueError(f"probabilities={probabilities.tolist()}; each must be a number >= 0")
     total = float(probabilities.sum())
@@ -172,7 +185,9 @@ def _to_ell(maps: Tensor) -> Tensor:
     count = active.sum(1, keepdim=True)
     outputs = torch.where(torch.arange(taps) < count, outputs, 0)
     bits = coefficients.float().contiguous().view(torch.int32)
-    return torch.cat([part.to(torch.int32).reshape(rows, -1) for part in (count, outputs, inputs, bits)], dim=1).contiguous()
+    return torch.cat(
+        [part.to(torch.int32).reshape(rows, -1) for part in (count, outputs, inputs, bits)], dim=1
+    ).contiguous()
 
 
 def _check_same_taps(tables: Sequence[TapTable]) -> None:

@@ -1,0 +1,23 @@
+"""Layers whose weight is redrawn at every forward, and what turns a model into one made of them."""
+
+from watnn import transforms
+from watnn.conversion import convert, revert
+from watnn.export import export, shadow_weight
+from watnn.flops import flops
+from watnn.layers import WATConv1d, WATConv2d, WATLinear
+from watnn.modes import aom, auto, dom
+
+__all__ = [
+    "WATConv1d",
+    "WATConv2d",
+    "WATLinear",
+    "aom",
+    "auto",
+    "convert",
+    "dom",
+    "export",
+    "flops",
+    "revert",
+    "shadow_weight",
+    "transforms",
+]

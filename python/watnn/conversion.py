@@ -1,0 +1,195 @@
+"""Whole models: torch layers to shadow layers and back."""
+
+from __future__ import annotations
+
+import copy
+import fnmatch
+import logging
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import torch
+from torch import nn
+
+from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt
+from watnn.transforms import Transform
+
+logger = logging.getLogger("watnn")
+
+Filter: TypeAlias = "str | type[nn.Module] | Callable[[str, nn.Module], bool]"
+_SHADOW_OF = {cls.torch_layer: cls for cls in SHADOW_CLASSES}
+
+
+def convert(
+    model: nn.Module,
+    transform: Transform,
+    *,
+    include: Filter | Iterable[Filter] | None = None,
+    exclude: Filter | Iterable[Filter] | None = None,
+    gain: str | None = None,
+    shadows: int = 1,
+    backend: str = "auto",
+    inplace: bool = False,
+) -> nn.Module:
+    """A copy of `model` in which layers redraw their weight; with inplace=True, `model` itself (a bare layer is
+    returned anew, sharing its Parameters).
+
+    transform: a watnn transform, for every layer
+    include, exclude: a name pattern ("features.*", as in fnmatch), a module type, a predicate (name, module) -> bool,
+        or several of those. By default every Conv1d, Conv2d and Linear whose weight the transform can change is
+        converted; where the transform has a grid part, only convolutions. A Linear that `include` names gets the grid
+        transform on its whole (out, in) matrix
+    gain, shadows, backend: as for the layers
+    What is left unconverted is said in one line of the logger "watnn".
+
+    Raises TypeError or ValueError, before anything is changed: nothing to convert, a filter that matches nothing, a
+    weight that is not a leaf Parameter or is shared between layers, a model wrapped for distributed training.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; accepted is a torch.nn.Module")
+    if not isinstance(transform, Transform):
+        raise TypeError(f"transform is {type(transform).__name__}; accepted is a watnn.transforms transform")
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ValueError(f"model is wrapped in {type(model).__name__}; convert it first, then wrap it")
+    chosen, left = _choose(model, transform, _filters(include, "include"), _filters(exclude, "exclude"))
+    if not chosen:
+        reasons = (
+            "; ".join(f"{name or 'the model itself'}: {why}" for name, why in left[:8]) or "no Conv or Linear layer"
+        )
+        raise ValueError(f"nothing to convert in {type(model).__name__} with {transform!r} ({reasons})")
+    _check_not_shared(model, chosen)
+    model = model if inplace else copy.deepcopy(model)
+    replacements: dict[int, nn.Module] = {}
+    for name in chosen:
+        module = model.get_submodule(name)
+        replacements[id(module)] = _SHADOW_OF[type(module)].from_module(
+            module, transform, gain=gain, shadows=shadows, backend=backend
+        )
+    if left:
+        listed = ", ".join(f"{name} ({why})" for name, why in left[:8]) + (", ..." if len(left) > 8 else "")
+        logger.warning("convert: %d layers redraw their weight, %d are left: %s", len(chosen), len(left), listed)
+    return replace_modules(model, replacements)
+
+
+def revert(model: nn.Module) -> nn.Module:
+    """Plain torch layers again, in place: the same Parameters, with the gain folded into the weight.
+
+    Returns `model` (for a bare layer, a torch layer that shares its Parameters). After it, model(x) is what AOM gave;
+    a gain that AOM leaves out (aom_gain=False) is dropped.
+    """
+    replacements: dict[int, nn.Module] = {}
+    for module in model.modules():
+        if isinstance(module, ShadowLayer):
+            plain = plain_layer(module)
+            if plain.weight is module.weight and module.gain is not None and module.aom_gain:
+                with torch.no_grad():
+                    plain.weight.copy_(module._plain_weight())
+            replacements[id(module)] = plain
+    return replace_modules(model, replacements)
+
+
+def plain_layer(layer: ShadowLayer) -> nn.Module:
+    """The torch layer under a shadow layer, sharing its Parameters; the gain is not applied."""
+    plain = adopt(layer, layer.torch_layer)
+    plain._parameters.pop("gain", None)
+    for name in (
+        "_transform",
+        "noise",
+        "shadows",
+        "backend",
+        "aom_gain",
+        "mode",
+        "dom_key",
+        "tap_table",
+        "matrix_grid",
+    ):
+        plain.__dict__.pop(name, None)
+    return plain
+
+
+def replace_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> nn.Module:
+    """Puts replacements[id(module)] at every place where `module` stands; returns the model or its own replacement."""
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if id(child) in replacements:
+                parent._modules[name] = replacements[id(child)]
+    return replacements.get(id(model), model)
+
+
+def _filters(filters: Filter | Iterable[Filter] | None, argument: str) -> list[Filter] | None:
+    if filters is None:
+        return None
+    listed = [filters] if isinstance(filters, str | type) or callable(filters) else list(filters)
+    for entry in listed:
+        if not isinstance(entry, str) and not callable(entry):
+            raise TypeError(f"{argument} has {entry!r}; accepted are name patterns, module types and predicates")
+    return listed
+
+
+def _matches(entry: Filter, name: str, module: nn.Module) -> bool:
+    if isinstance(entry, str):
+        return fnmatch.fnmatchcase(name, entry)
+    return isinstance(module, entry) if isinstance(entry, type) else bool(entry(name, module))
+
+
+def _choose(
+    model: nn.Module, transform: Transform, include: list[Filter] | None, exclude: list[Filter] | None
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """Names of the layers to convert, and (name, reason) of those that the filters admit and that are left all the same."""
+    modules = list(model.named_modules())
+    for argument, filters in (("include", include), ("exclude", exclude)):
+        for entry in filters or ():
+            if not any(_matches(entry, name, module) for name, module in modules):
+                raise ValueError(f"{argument} has {entry!r}, which matches no module of {type(model).__name__}")
+    chosen, left = [], []
+    for name, module in modules:
+        if include is not None and not any(_matches(entry, name, module) for entry in include):
+            continue
+        if exclude is not None and any(_matches(entry, name, module) for entry in exclude):
+            continue
+        reason = _reason_to_leave(module, transform, named=include is not None)
+        if reason is None:
+            chosen.append(name)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear):
+            left.append((name, reason))
+    return chosen, left
+
+
+def _reason_to_leave(module: nn.Module, transform: Transform, named: bool) -> str | None:
+    """Why `module` cannot or should not redraw its weight; None if it should. `named`: a filter asked for it."""
+    if isinstance(module, ShadowLayer):
+        return "already a shadow layer"
+    cls = _SHADOW_OF.get(type(module))
+    if cls is None:
+        return f"no shadow layer for {type(module).__name__}"
+    if transform.noise is not None and transform.grid is None:
+        return None
+    if transform.grid is None:
+        return "the transform changes nothing"
+    if cls is WATLinear:
+        return None if named else "a grid transform; name it in include to move the whole matrix"
+    kernel = (1, *module.kernel_size) if len(module.kernel_size) == 1 else module.kernel_size
+    if transform.noise is None and transform.grid.tap_table(kernel).is_identity:
+        return f"the transform cannot change a {'x'.join(map(str, kernel))} kernel"
+    return None
+
+
+def _check_not_shared(model: nn.Module, chosen: list[str]) -> None:
+    owners: dict[int, tuple[str, nn.Module]] = {}
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None:
+            continue
+        other, owner = owners.setdefault(id(weight), (name, module))
+        if owner is not module and (name in chosen or other in chosen):
+            raise ValueError(
+                f"{other}.weight and {name}.weight are one Parameter; a shadow layer would redraw it for one "
+                "of them only: exclude both, or use one module in both places"
+            )
+    for name in chosen:
+        module = model.get_submodule(name)
+        if not isinstance(module._parameters.get("weight"), nn.Parameter) or not module.weight.is_leaf:
+            raise ValueError(
+                f"{name}.weight is not a leaf Parameter (weight_norm or pruning?); convert first and apply "
+                "such a method to the shadow layer, or exclude it"
+            )

@@ -1,0 +1,150 @@
+"""From a model with shadow layers to one of plain torch modules."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from wat_kernels import draw_key
+from wat_kernels.draw import as_key, draw_rows_from
+from wat_kernels.ops.conv2d import reference as conv_reference
+from wat_kernels.ops.conv2d.geometry import resolve_padding
+from wat_kernels.ops.conv2d.library import Rectangle, active_rectangle, cropped_padding
+from wat_kernels.ops.linear import reference as linear_reference
+from watnn.conversion import plain_layer, replace_modules, revert
+from watnn.layers import ShadowLayer, WATConv1d, WATLinear, shadow_layers
+from watnn.modes import layer_keys
+
+
+def shadow_weight(layer: ShadowLayer, key: int | Tensor) -> Tensor:
+    """SW that `key` draws for a layer, as a tensor to look at; without the gain.
+
+    Returns the shape of layer.weight; with layer.shadows > 1, (shadows, *that). Differentiable.
+    Raises TypeError when `layer` is no shadow layer or `key` no int and no int64 tensor with one element.
+    """
+    if not isinstance(layer, ShadowLayer):
+        raise TypeError(f"layer is {type(layer).__name__}; accepted is a shadow layer such as WATConv2d")
+    key = as_key(key, layer.weight.device)
+    noise, amount = (layer.noise.code, layer.noise.amount) if layer.noise is not None else (0, 0.0)
+    if isinstance(layer, WATLinear):
+        grid = (None, None) if layer.matrix_grid is None else layer.matrix_grid.on(layer.weight.device)
+        weights = linear_reference.shadow_weights(layer.weight, key, *grid, layer.shadows, noise, amount)
+    else:
+        table = layer.tap_table.on(layer.weight.device)
+        weights = conv_reference.shadow_weights(
+            _as_2d(layer.weight), key, table.thresholds, table.taps, layer.shadows, noise, amount
+        )
+    weights = weights.view(layer.shadows, *layer.weight.shape)
+    return weights if layer.shadows > 1 else weights[0]
+
+
+def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Module:
+    """A copy of `model` for inference, made of plain torch modules only, in eval().
+
+    mode: "aom", PW with the gain folded in; or "dom", the SW of one draw with the gain folded in, where a kernel is
+          really cropped to the rectangle of its active taps: an `nn.Conv2d` of a smaller kernel, after an
+          `nn.ZeroPad2d` where the padding that is left is uneven
+    key:  for "dom": the key of `watnn.dom(model, key)`, whose outputs the exported model gives. By default the key that
+          the model is in DOM with, else a fresh draw
+    A layer with shadows > 1 is exported with its first shadow, and a warning says so.
+    Raises ValueError for another mode, a key with mode="aom", or DOM of a model without shadow layers.
+    """
+    if mode not in ("aom", "dom"):
+        raise ValueError(f"mode={mode!r}; accepted are 'aom' and 'dom'")
+    if mode == "aom" and key is not None:
+        raise ValueError(f"key={key} with mode='aom'; PW has no draw")
+    layers = shadow_layers(model)
+    if mode == "dom" and not layers:
+        raise ValueError(f"model {type(model).__name__} has no shadow layer; convert it first with watnn.convert")
+    copied = copy.deepcopy(model)
+    if mode == "aom":
+        return revert(copied).eval()
+    keys = _dom_keys(layers, key)
+    if any(layer.shadows > 1 for _, layer in layers):
+        warnings.warn("export of layers with shadows > 1 keeps the first shadow of each", stacklevel=2)
+    replacements = {
+        id(layer): _dom_layer(layer, k)
+        for (_, layer), k in zip(shadow_layers(copied), keys, strict=True)
+        if layer.transform is not None
+    }
+    return revert(replace_modules(copied, replacements)).eval()
+
+
+def _dom_keys(layers: list[tuple[str, ShadowLayer]], key: int | None) -> list[int]:
+    current = [layer.dom_key for _, layer in layers]
+    if key is None and None not in current:
+        return current
+    return layer_keys(int(draw_key()) if key is None else key, len(layers))
+
+
+def _as_2d(weight: Tensor) -> Tensor:
+    return weight.unsqueeze(-2) if weight.ndim == 3 else weight
+
+
+def _dom_layer(layer: ShadowLayer, key: int) -> nn.Module:
+    """The torch module that computes what `layer` computes with the first SW of `key`."""
+    with torch.no_grad():
+        weight = shadow_weight(layer, key)
+        weight = weight[0] if layer.shadows > 1 else weight
+        if layer.gain is not None:
+            weight = weight * layer.gain.reshape(-1, *[1] * (weight.ndim - 1)).to(weight.dtype)
+        plain = plain_layer(layer)
+        if isinstance(layer, WATLinear):
+            plain.weight = nn.Parameter(weight.contiguous())
+            return plain
+        return _cropped(layer, plain, weight, dom_rectangle(layer, key))
+
+
+def dom_rectangle(layer: ShadowLayer, key: int) -> Rectangle | None:
+    """The rectangle of active taps of the first row that `key` draws for a convolution; None if no tap is active."""
+    table = layer.tap_table.on(torch.device("cpu"))
+    row = int(draw_rows_from(table.thresholds, as_key(key), layer.shadows)[0])
+    return row_rectangle(layer, row)
+
+
+def row_rectangle(layer: ShadowLayer, row: int) -> Rectangle | None:
+    """The rectangle of active taps of one row of a convolution's table."""
+    line = layer.tap_table.on(torch.device("cpu")).taps[row]
+    return active_rectangle(line[1 : 1 + int(line[0])].tolist(), layer.tap_table.kernel_size)
+
+
+def _cropped(layer: ShadowLayer, plain: nn.Module, weight: Tensor, rectangle: Rectangle | None) -> nn.Module:
+    """`plain` with the part of `weight` inside `rectangle`, and the padding that makes it give the same."""
+    one_dimensional = isinstance(layer, WATConv1d)
+    kernel = layer.tap_table.kernel_size
+    dilation = (1, *layer.dilation) if one_dimensional else layer.dilation
+    stride = (1, *layer.stride) if one_dimensional else layer.stride
+    given = (
+        layer.padding if isinstance(layer.padding, str) else (0, *layer.padding) if one_dimensional else layer.padding
+    )
+    padding = resolve_padding(given, kernel, stride, dilation)
+    modules: list[nn.Module] = []
+    if layer.padding_mode != "zeros" and any(padding):
+        modules.append(_padding_module(layer.padding_mode, padding, one_dimensional))
+        padding = (0, 0, 0, 0)
+    if rectangle is None:  # one tap of zeros gives the zeros that no tap would
+        rectangle, weight = Rectangle(0, 0, 0, 0), torch.zeros_like(weight)
+    top, bottom, left, right = rectangle
+    weight = _as_2d(weight)[:, :, top : bottom + 1, left : right + 1]
+    top, bottom, left, right = cropped_padding(padding, rectangle, kernel, dilation)
+    even = top == bottom >= 0 and left == right >= 0
+    if not even:
+        modules.append(nn.ZeroPad1d((left, right)) if one_dimensional else nn.ZeroPad2d((left, right, top, bottom)))
+    plain.padding = (left,) if one_dimensional else (top, left)
+    if not even:
+        plain.padding = (0,) * len(plain.padding)
+    plain.padding_mode = "zeros"
+    plain.kernel_size = rectangle.size[1:] if one_dimensional else rectangle.size
+    plain._reversed_padding_repeated_twice = [p for p in reversed(plain.padding) for _ in range(2)]
+    plain.weight = nn.Parameter((weight.squeeze(-2) if one_dimensional else weight).contiguous())
+    return nn.Sequential(*modules, plain) if modules else plain
+
+
+def _padding_module(mode: str, padding: tuple[int, int, int, int], one_dimensional: bool) -> nn.Module:
+    top, bottom, left, right = padding
+    names = {"reflect": "ReflectionPad", "replicate": "ReplicationPad", "circular": "CircularPad"}
+    module = getattr(nn, names[mode] + ("1d" if one_dimensional else "2d"))
+    return module((left, right) if one_dimensional else (left, right, top, bottom))

@@ -1,0 +1,109 @@
+"""How much work the layers of a model do: with PW, with SW on average, and as an exported DOM model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from watnn.export import dom_rectangle, row_rectangle
+from watnn.layers import ShadowLayer, WATLinear, shadow_layers
+from watnn.modes import aom, layer_keys
+
+
+@dataclass(frozen=True)
+class LayerFlops:
+    """Floating-point operations of one layer for the given inputs; a multiply-add counts as 2.
+
+    dense:    with PW, what the plain layer does
+    expected: with SW: active taps only, averaged over the draws (an elementwise noise skips nothing)
+    exported: as an exported DOM layer, cropped to the rectangle of active taps: of the given key, else on average
+    """
+
+    name: str
+    layer: str
+    dense: int
+    expected: float
+    exported: float
+
+
+@dataclass(frozen=True)
+class ModelFlops:
+    """`layers` with their totals; prints as a table."""
+
+    layers: tuple[LayerFlops, ...]
+
+    @property
+    def dense(self) -> int:
+        return sum(layer.dense for layer in self.layers)
+
+    @property
+    def expected(self) -> float:
+        return sum(layer.expected for layer in self.layers)
+
+    @property
+    def exported(self) -> float:
+        return sum(layer.exported for layer in self.layers)
+
+    def __str__(self) -> str:
+        total = LayerFlops("total", "", self.dense, self.expected, self.exported)
+        lines = [("layer", "type", "dense", "SW expected", "DOM exported")]
+        for row in (*self.layers, total):
+            share = [
+                f"{value:,.0f} ({value / row.dense:.0%})" if row.dense else "0"
+                for value in (row.expected, row.exported)
+            ]
+            lines.append((row.name, row.layer, f"{row.dense:,}", *share))
+        widths = [max(len(line[column]) for line in lines) for column in range(5)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(w) if c < 2 else cell.rjust(w) for c, (cell, w) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        )
+
+
+def flops(model: nn.Module, *inputs: Tensor, key: int | None = None) -> ModelFlops:
+    """Floating-point operations per layer for one forward of `model(*inputs)`, counted by torch's own counter.
+
+    inputs: what the model takes; it runs once in eval() and AOM without gradients, and is left as it was
+    key:    count the exported DOM model of this key; by default the average over the draws
+    """
+    training = {module: module.training for module in model.modules()}
+    counter = FlopCounterMode(display=False)
+    try:
+        model.eval()
+        with torch.no_grad(), aom(model), counter:
+            model(*inputs)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+    layers = shadow_layers(model)
+    keys = dict(zip((name for name, _ in layers), layer_keys(key, len(layers)), strict=True)) if key is not None else {}
+    root = type(model).__name__
+    rows = []
+    for name, module in model.named_modules():
+        dense = sum(counter.flop_counts.get(f"{root}.{name}" if name else root, {}).values())
+        if dense and not any(module.children()):
+            expected, exported = _shares(module, keys.get(name))
+            rows.append(LayerFlops(name, type(module).__name__, dense, dense * expected, dense * exported))
+    return ModelFlops(tuple(rows))
+
+
+def _shares(module: nn.Module, key: int | None) -> tuple[float, float]:
+    """(expected, exported) work of a layer as a share of its dense work."""
+    if not isinstance(module, ShadowLayer) or isinstance(module, WATLinear) or module.transform is None:
+        return 1.0, 1.0
+    table = module.tap_table
+    count = table.maps.shape[1]
+    if key is not None:
+        rectangle = dom_rectangle(module, key)
+        exported = rectangle.area if rectangle else 1
+    else:
+        areas = [
+            (rectangle.area if rectangle else 1) for rectangle in (row_rectangle(module, r) for r in range(len(table)))
+        ]
+        exported = sum(a * p for a, p in zip(areas, table.probabilities.tolist(), strict=True))
+    return table.mean_active_taps / count, exported / count

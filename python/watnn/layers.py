@@ -1,0 +1,365 @@
+"""Drop-in layers: `nn.Conv2d`, `nn.Conv1d` and `nn.Linear` whose weight is redrawn at every forward.
+
+Nothing random is kept on a module: each forward draws a key from torch's generator and everything follows from it. So
+one module used twice, two forwards before one backward, copies, checkpoints and exponential averages are all right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wat_kernels import MatrixGrid, Noise, TapTable, draw_key, shadow_conv2d, shadow_linear
+from wat_kernels.dispatch import check_name
+from watnn.transforms import Transform
+
+GAINS = (None, "layer", "channel")
+MODES = ("auto", "aom", "dom")
+
+
+class ShadowLayer(nn.Module):
+    """What the three layers share: transform, gain, shadows, backend, mode.
+
+    transform: a watnn transform, or None for a layer that never draws
+    gain:      None, "layer" (one learnable scale) or "channel" (one per output channel), starting at 1
+    shadows:   how many SWs one forward uses; the batch is cut into that many chunks
+    backend:   "auto" or the name of a wat_kernels backend
+    aom_gain:  whether the gain also scales PW in AOM. The default keeps BatchNorm statistics valid in both modes;
+               False is what the paper's code does
+    mode:      "auto": SW while training, PW in eval(). "aom": PW. "dom": SW, of `dom_key` if that is set. Switched by
+               `watnn.auto`, `watnn.aom` and `watnn.dom`
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    gain: nn.Parameter | None
+    torch_layer: type[nn.Module]  # the layer this one stands in for
+
+    def _set_up(
+        self, transform: Transform | None, gain: str | None, shadows: int, backend: str, aom_gain: bool
+    ) -> None:
+        if gain not in GAINS:
+            raise ValueError(f"gain={gain!r}; accepted are {', '.join(map(repr, GAINS))}")
+        if not isinstance(shadows, int) or isinstance(shadows, bool) or shadows < 1:
+            raise ValueError(f"shadows={shadows!r}; accepted is an int >= 1")
+        self.transform = transform
+        self.shadows = shadows
+        self.backend = check_name(backend)
+        self.aom_gain = aom_gain
+        self.mode = "auto"
+        self.dom_key: int | None = None
+        scale = None
+        if gain is not None:
+            scale = nn.Parameter(self.weight.new_ones(() if gain == "layer" else self.weight.shape[0]))
+        self.register_parameter("gain", scale)
+
+    @classmethod
+    def from_module(
+        cls,
+        module: nn.Module,
+        transform: Transform | None = None,
+        *,
+        gain: str | None = None,
+        shadows: int = 1,
+        backend: str = "auto",
+        aom_gain: bool = True,
+    ):
+        """A shadow layer with the Parameters, hooks and settings of `module`, which stays as it is.
+
+        module: the torch layer that this class stands in for.
+        Raises TypeError for another layer, ValueError when its weight is not a leaf Parameter.
+        """
+        if type(module) is not cls.torch_layer:
+            raise TypeError(f"module is {type(module).__name__}; accepted is torch.nn.{cls.torch_layer.__name__}")
+        if not isinstance(module._parameters.get("weight"), nn.Parameter) or not module.weight.is_leaf:
+            raise ValueError(
+                f"module.weight of {module} is not a leaf Parameter (weight_norm or pruning?); "
+                "make it one first, and apply such a method to the shadow layer"
+            )
+        layer = adopt(module, cls)
+        layer._set_up(transform, gain, shadows, backend, aom_gain)
+        return layer
+
+    @property
+    def transform(self) -> Transform | None:
+        return self._transform
+
+    @transform.setter
+    def transform(self, transform: Transform | None) -> None:
+        if transform is not None and not isinstance(transform, Transform):
+            raise TypeError(
+                f"transform is {type(transform).__name__}; accepted is a watnn.transforms transform or None"
+            )
+        self._compile_transform(transform)
+        self._transform = transform
+        self.noise: Noise | None = None if transform is None else transform.noise
+
+    @property
+    def computes_shadow(self) -> bool:
+        """Whether the next forward uses SW; otherwise it uses PW."""
+        if self._transform is None or self.mode == "aom":
+            return False
+        return self.training or self.mode == "dom"
+
+    def _key(self, x: Tensor) -> int | Tensor:
+        if self.mode == "dom" and self.dom_key is not None:
+            return self.dom_key
+        return draw_key(x.device)
+
+    def _plain_weight(self) -> Tensor:
+        if self.gain is None or not self.aom_gain:
+            return self.weight
+        return self.weight * self.gain.reshape(-1, *[1] * (self.weight.ndim - 1)).to(self.weight.dtype)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
+        if prefix + "gain" in missing_keys:  # the state of a torch layer: the gain keeps its value
+            missing_keys.remove(prefix + "gain")
+
+    def extra_repr(self) -> str:
+        words = [super().extra_repr(), f"transform={self.transform!r}"]
+        if self.gain is not None:
+            words.append("gain=" + ("'layer'" if self.gain.ndim == 0 else "'channel'"))
+        for name, default in (
+            ("shadows", 1),
+            ("backend", "auto"),
+            ("aom_gain", True),
+            ("mode", "auto"),
+            ("dom_key", None),
+        ):
+            if getattr(self, name) != default:
+                words.append(f"{name}={getattr(self, name)!r}")
+        return ", ".join(words)
+
+    def _compile_transform(self, transform: Transform | None) -> None:
+        raise NotImplementedError  # each layer: the transform as a tap table or a matrix grid
+
+
+class _ShadowConv(ShadowLayer):
+    """What the convolutions share."""
+
+    tap_table: TapTable
+
+    def _compile_transform(self, transform: Transform | None) -> None:
+        kernel = (1, *self.kernel_size) if len(self.kernel_size) == 1 else self.kernel_size
+        if transform is None or transform.grid is None:
+            self.tap_table = TapTable.identity(kernel)
+        else:
+            self.tap_table = transform.grid.tap_table(kernel)
+
+
+class WATConv2d(_ShadowConv, nn.Conv2d):
+    """`nn.Conv2d` whose weight is redrawn at every forward. Source: WAT, arXiv 2405.19590.
+
+    Takes nn.Conv2d's arguments and then, by keyword, those of ShadowLayer.
+
+        x: (N, C_in, H, W) or (C_in, H, W) -> (N, C_out, H_out, W_out) or (C_out, H_out, W_out)
+        training: y = gain * conv2d(x, SW) + bias, SW = (M PW) * eps, drawn anew
+        eval:     y = gain * conv2d(x, PW) + bias
+    """
+
+    torch_layer = nn.Conv2d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        transform: Transform | None = None,
+        gain: str | None = None,
+        shadows: int = 1,
+        backend: str = "auto",
+        aom_gain: bool = True,
+    ):
+        nn.Conv2d.__init__(
+            self,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._set_up(transform, gain, shadows, backend, aom_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.computes_shadow:
+            return self._conv_forward(x, self._plain_weight(), self.bias)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        return shadow_conv2d(
+            x,
+            self.weight,
+            self.bias,
+            table=self.tap_table,
+            key=self._key(x),
+            gain=self.gain,
+            noise=self.noise,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            shadows=self.shadows,
+            backend=self.backend,
+        )
+
+
+class WATConv1d(_ShadowConv, nn.Conv1d):
+    """`nn.Conv1d` whose weight is redrawn at every forward: a 1 x k kernel of a 2-d convolution on images of height 1.
+
+    Takes nn.Conv1d's arguments and then, by keyword, those of ShadowLayer.
+
+        x: (N, C_in, L) or (C_in, L) -> (N, C_out, L_out) or (C_out, L_out)
+    """
+
+    torch_layer = nn.Conv1d
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int],
+        stride: int | tuple[int] = 1,
+        padding: str | int | tuple[int] = 0,
+        dilation: int | tuple[int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        transform: Transform | None = None,
+        gain: str | None = None,
+        shadows: int = 1,
+        backend: str = "auto",
+        aom_gain: bool = True,
+    ):
+        nn.Conv1d.__init__(
+            self,
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self._set_up(transform, gain, shadows, backend, aom_gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.computes_shadow:
+            return self._conv_forward(x, self._plain_weight(), self.bias)
+        if x.ndim not in (2, 3):
+            raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, L) or (C, L)")
+        padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+        y = shadow_conv2d(
+            x.unsqueeze(-2),
+            self.weight.unsqueeze(-2),
+            self.bias,
+            table=self.tap_table,
+            key=self._key(x),
+            gain=self.gain,
+            noise=self.noise,
+            stride=(1, *self.stride),
+            padding=padding,
+            dilation=(1, *self.dilation),
+            groups=self.groups,
+            shadows=self.shadows,
+            backend=self.backend,
+        )
+        return y.squeeze(-2)
+
+
+class WATLinear(ShadowLayer, nn.Linear):
+    """`nn.Linear` whose weight is redrawn at every forward.
+
+    Takes nn.Linear's arguments and then, by keyword, those of ShadowLayer. Noise acts on each weight; translation and
+    flips act on the whole (out, in) matrix as on an image.
+
+        x: (..., in) -> (..., out)
+        training: y = gain * x SW^T + bias
+        eval:     y = gain * x PW^T + bias
+    """
+
+    torch_layer = nn.Linear
+    matrix_grid: MatrixGrid | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        transform: Transform | None = None,
+        gain: str | None = None,
+        shadows: int = 1,
+        backend: str = "auto",
+        aom_gain: bool = True,
+    ):
+        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        self._set_up(transform, gain, shadows, backend, aom_gain)
+
+    def _compile_transform(self, transform: Transform | None) -> None:
+        if transform is None or transform.grid is None:
+            self.matrix_grid = None
+        else:
+            self.matrix_grid = transform.grid.matrix_grid((self.out_features, self.in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.computes_shadow:
+            return F.linear(x, self._plain_weight(), self.bias)
+        return shadow_linear(
+            x,
+            self.weight,
+            self.bias,
+            key=self._key(x),
+            gain=self.gain,
+            grid=self.matrix_grid,
+            noise=self.noise,
+            shadows=self.shadows,
+            backend=self.backend,
+        )
+
+
+SHADOW_CLASSES: Sequence[type[ShadowLayer]] = (WATConv2d, WATConv1d, WATLinear)
+
+
+def adopt(module: nn.Module, cls: type[nn.Module]) -> Any:
+    """A `cls` with everything `module` holds: the same Parameters, buffers, hooks and attributes."""
+    layer = cls.__new__(cls)
+    # the registries (of parameters, of hooks, ...) are copied so that what is added to one module stays off the other
+    layer.__dict__.update(
+        {name: value.copy() if isinstance(value, dict | set) else value for name, value in module.__dict__.items()}
+    )
+    return layer
+
+
+def shadow_layers(model: nn.Module) -> list[tuple[str, ShadowLayer]]:
+    """(name, layer) of every shadow layer, each once, in the order of named_modules."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, ShadowLayer)]

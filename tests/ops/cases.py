@@ -1,0 +1,145 @@
+"""Random arguments of `shadow_conv2d` and `shadow_linear` for hypothesis, and what the tests of all backends share."""
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import strategies as st
+
+from wat_kernels import MatrixGrid, Noise, TapTable
+
+# |difference| <= atol + rtol * |expected|, for accumulation in fp32 (fp64 in fp64)
+TOLERANCES = {
+    torch.float64: {"atol": 1e-9, "rtol": 1e-9},
+    torch.float32: {"atol": 2e-4, "rtol": 2e-4},
+    torch.bfloat16: {"atol": 5e-2, "rtol": 3e-2},
+    torch.float16: {"atol": 8e-3, "rtol": 8e-3},
+}
+
+NOISES = st.sampled_from([None, Noise("dropconnect", 0.3), Noise("multiplicative", 0.2)])
+
+
+@st.composite
+def tables(draw, kernel):
+    """Tables with unit rows (permutations and holes), rows of mixed coefficients, and rows without any tap."""
+    taps = kernel[0] * kernel[1]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+    rows = draw(st.integers(1, 4))
+    maps = torch.zeros(rows, taps, taps)
+    for row in range(rows):
+        kind = draw(st.sampled_from(["identity", "moved", "mixed", "empty"]))
+        if kind == "identity":
+            maps[row] = torch.eye(taps)
+        elif kind == "moved":
+            outputs = torch.rand(taps, generator=generator) < 0.6
+            maps[row, outputs, torch.randperm(taps, generator=generator)[outputs]] = 1.0
+        elif kind == "mixed":
+            maps[row] = torch.randn(taps, taps, generator=generator)
+            maps[row][torch.rand(taps, taps, generator=generator) < 0.7] = 0.0
+    weights = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1
+    return TapTable(maps, weights / weights.sum(), kernel)
+
+
+@dataclass
+class ConvCase:
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    gain: torch.Tensor | None
+    table: TapTable
+    key: int
+    noise: Noise | None
+    shadows: int
+    arguments: dict
+
+    @property
+    def leaves(self):
+        return [tensor for tensor in (self.x, self.weight, self.bias, self.gain) if tensor is not None]
+
+
+@st.composite
+def conv_cases(draw, dtype=torch.float64):
+    kernel = (draw(st.integers(1, 4)), draw(st.integers(1, 4)))
+    stride = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
+    dilation = (draw(st.integers(1, 2)), draw(st.integers(1, 2)))
+    padding = draw(st.sampled_from(["valid", "numbers", "same"]))
+    if padding == "same":
+        stride = (1, 1)
+    elif padding == "numbers":
+        padding = (draw(st.integers(0, 4)), draw(st.integers(0, 4)))
+    shadows = draw(st.integers(1, 3))
+    batch = shadows * draw(st.integers(0, 2))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    in_channels, out_channels = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    size = [d * (k - 1) + 1 + draw(st.integers(0, 5)) for k, d in zip(kernel, dilation, strict=True)]
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    x = normal(batch, in_channels, *size)
+    weight = normal(out_channels, in_channels // groups, *kernel)
+    if draw(st.booleans()):
+        x = x.to(memory_format=torch.channels_last)
+    if draw(st.booleans()):
+        weight = weight.to(memory_format=torch.channels_last)
+    return ConvCase(
+        x,
+        weight,
+        draw(st.sampled_from([None, normal(out_channels)])),
+        draw(st.sampled_from([None, normal(), normal(1), normal(out_channels)])),
+        draw(tables(kernel)),
+        draw(st.integers(-(2**63), 2**63 - 1)),
+        draw(NOISES),
+        shadows,
+        {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+    )
+
+
+@dataclass
+class LinearCase:
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    gain: torch.Tensor | None
+    grid: MatrixGrid | None
+    key: int
+    noise: Noise | None
+    shadows: int
+
+    @property
+    def leaves(self):
+        return [tensor for tensor in (self.x, self.weight, self.bias, self.gain) if tensor is not None]
+
+
+@st.composite
+def linear_cases(draw, dtype=torch.float64):
+    out_features, in_features = draw(st.integers(1, 6)), draw(st.integers(1, 7))
+    shadows = draw(st.integers(1, 3))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    grid = None
+    if draw(st.booleans()):
+        flips = st.integers(0, 1)
+        rows = [
+            [
+                draw(flips),
+                draw(flips),
+                draw(st.integers(0, out_features << 16)),
+                draw(st.integers(0, in_features << 16)),
+            ]
+            for _ in range(draw(st.integers(1, 3)))
+        ]
+        grid = MatrixGrid(rows, [1 / len(rows)] * len(rows))
+    return LinearCase(
+        normal(shadows * draw(st.integers(1, 3)), in_features),
+        normal(out_features, in_features),
+        draw(st.sampled_from([None, normal(out_features)])),
+        draw(st.sampled_from([None, normal(), normal(1), normal(out_features)])),
+        grid,
+        draw(st.integers(-(2**63), 2**63 - 1)),
+        draw(NOISES),
+        shadows,
+    )

@@ -1,0 +1,83 @@
+"""Which backend runs a call, and why the others do not."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import torch
+
+logger = logging.getLogger("wat_kernels")
+
+# in order of speed; `auto` takes the first that supports the call
+NAMES = ("cuda", "triton", "native", "library", "reference")
+
+
+class Call(NamedTuple):
+    """What backends look at to accept or refuse. `kernel` is (1, 1) and `groups` 1 for a linear layer."""
+
+    device: str
+    dtype: torch.dtype
+    kernel: tuple[int, int] = (1, 1)
+    in_channels: int = 1
+    out_channels: int = 1
+    groups: int = 1
+    noise: int = 0
+
+
+class Backend(Protocol):
+    """A module of `ops/<op>/`: it registers its overloads of the op when imported."""
+
+    def supports(self, call: Call) -> tuple[bool, str]: ...
+
+
+_chosen: dict[tuple[str, str, Call], str] = {}
+_logged: set[tuple[str, str, str]] = set()
+
+
+def choose(op: str, backends: Mapping[str, Backend], requested: str, call: Call) -> str:
+    """The name of the backend that runs `call`.
+
+    requested: "auto", or a name; "auto" gives way to the environment variable WAT_BACKEND.
+    Raises ValueError for a name that does not exist, RuntimeError with the reason when a named backend cannot run.
+    """
+    requested = check_name(requested)
+    if requested == "auto":
+        requested = check_name(os.environ.get("WAT_BACKEND", "auto"), "WAT_BACKEND")
+    if torch.compiler.is_compiling():
+        return _choose(op, backends, requested, call)
+    known = (op, requested, call)
+    if known not in _chosen:
+        _chosen[known] = _choose(op, backends, requested, call)
+    return _chosen[known]
+
+
+def _choose(op: str, backends: Mapping[str, Backend], requested: str, call: Call) -> str:
+    if requested != "auto":
+        if requested not in backends:
+            raise RuntimeError(f"backend={requested!r} cannot run {op}: it is not part of this build")
+        accepted, reason = backends[requested].supports(call)
+        if not accepted:
+            raise RuntimeError(f"backend={requested!r} cannot run {op}: {reason}")
+        return requested
+    for name, backend in backends.items():
+        accepted, reason = backend.supports(call)
+        if accepted:
+            return name
+        _log_refusal(op, name, reason)
+    raise RuntimeError(f"no backend runs {op} for {call}")
+
+
+def _log_refusal(op: str, name: str, reason: str) -> None:
+    if not torch.compiler.is_compiling() and (op, name, reason) not in _logged:
+        _logged.add((op, name, reason))
+        logger.info("%s: backend %s not used: %s", op, name, reason)
+
+
+def check_name(name: str, argument: str = "backend") -> str:
+    """`name`, or a ValueError that lists the backends."""
+    if name != "auto" and name not in NAMES:
+        raise ValueError(f"{argument}={name!r}; accepted are auto, {', '.join(NAMES)}")
+    return name

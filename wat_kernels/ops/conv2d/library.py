@@ -1,0 +1,245 @@
+"""Materialise the active taps of SW, call the vendor's convolution: the honest baseline, and a fallback.
+
+The drawn row is read on the host, so that the kernel can be cropped to the rectangle of its active taps: a translated
+kernel is a smaller kernel with another padding, and what is outside is computed by nobody. On an accelerator that is a
+wait for the device at each call; while a CUDA graph is being captured, where waiting is not possible, SW is whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from wat_kernels.dispatch import Call
+from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from
+from wat_kernels.ops.conv2d.geometry import Padding, memory_format, output_size
+from wat_kernels.torch_library import implement
+
+
+def supports(call: Call) -> tuple[bool, str]:
+    return call.dtype.is_floating_point, f"{call.dtype} is not a floating-point dtype"
+
+
+class Rectangle(NamedTuple):
+    """The active taps' bounding rectangle: rows top..bottom and columns left..right of the kernel, inclusive."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.bottom - self.top + 1, self.right - self.left + 1
+
+    @property
+    def area(self) -> int:
+        return self.size[0] * self.size[1]
+
+
+def active_rectangle(active: Sequence[int], kernel: Sequence[int]) -> Rectangle | None:
+    """Of row-major tap indices; None where no tap is active."""
+    if not active:
+        return None
+    rows, columns = [tap // kernel[1] for tap in active], [tap % kernel[1] for tap in active]
+    return Rectangle(min(rows), max(rows), min(columns), max(columns))
+
+
+def cropped_padding(
+    padding: Sequence[int], rectangle: Rectangle, kernel: Sequence[int], dilation: Sequence[int]
+) -> Padding:
+    """The padding with which the cropped kernel gives what the whole one gave; negative where x itself is cropped."""
+    return (
+        padding[0] - rectangle.top * dilation[0],
+        padding[1] - (kernel[0] - 1 - rectangle.bottom) * dilation[0],
+        padding[2] - rectangle.left * dilation[1],
+        padding[3] - (kernel[1] - 1 - rectangle.right) * dilation[1],
+    )
+
+
+class _Shadow(NamedTuple):
+    """One chunk's SW, cropped, and how the convolution has to be called with it."""
+
+    map: Tensor  # (T, K): rows of M for the taps of the rectangle
+    factor: Tensor | None  # (O, I, T): the noise on them
+    weight: Tensor  # (O, I, h, w)
+    pad: Padding  # what x is padded or cropped by before the call
+    symmetric: tuple[int, int]  # what the call pads
+
+
+def _form_shadows(
+    weight: Tensor,
+    gain: Tensor | None,
+    key: Tensor,
+    thresholds: Tensor,
+    taps: Tensor,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> list[_Shadow | None]:
+    """What each chunk convolves with, scaled by the gain; None for a chunk whose row has no active tap."""
+    out_channels, in_channels, *kernel = weight.shape
+    count = kernel[0] * kernel[1]
+    compute = torch.promote_types(weight.dtype, torch.float32)
+    lines = taps[draw_rows_from(thresholds, key, shadows)]
+    maps = dense_maps(lines, count).to(compute)
+    factors = None
+    if noise:
+        drawn = draw_noise(noise, amount, key, shadows, weight.numel())
+        factors = drawn.view(shadows, out_channels, count, in_channels).mT.to(compute)  # (S, O, I, K)
+    whole = weight.is_cuda and torch.cuda.is_current_stream_capturing()
+    formed: list[_Shadow | None] = []
+    for s in range(shadows):
+        active = range(count) if whole else lines[s, 1 : 1 + int(lines[s, 0])].tolist()
+        rectangle = active_rectangle(active, kernel)
+        if rectangle is None:
+            formed.append(None)
+            continue
+        rows = range(rectangle.top, rectangle.bottom + 1)
+        inside = [r * kernel[1] + c for r in rows for c in range(rectangle.left, rectangle.right + 1)]
+        tap_map = maps[s] if len(inside) == count else maps[s, inside]
+        factor = None if factors is None else factors[s] if len(inside) == count else factors[s, :, :, inside]
+        shadow = torch.einsum("tp,oip->oit", tap_map, weight.flatten(2).to(compute))
+        if factor is not None:
+            shadow = shadow * factor
+        if gain is not None:
+            shadow = shadow * gain.reshape(-1, 1, 1).to(compute)
+        top, bottom, left, right = cropped_padding(padding, rectangle, kernel, dilation)
+        symmetric = (top if top == bottom >= 0 else 0, left if left == right >= 0 else 0)
+        pad = (top - symmetric[0], bottom - symmetric[0], left - symmetric[1], right - symmetric[1])
+        formed.append(_Shadow(tap_map, factor, shadow.to(weight.dtype).unflatten(2, rectangle.size), pad, symmetric))
+    return formed
+
+
+def _window(x: Tensor, pad: Padding) -> Tensor:
+    """x (N, C, H, W) with `pad` zeros around it, or cropped where `pad` is negative."""
+    if not any(pad):
+        return x
+    top, bottom, left, right = pad
+    height, width = x.shape[2:]
+    if max(pad) > 0:
+        x = torch.nn.functional.pad(x, (max(left, 0), max(right, 0), max(top, 0), max(bottom, 0)))
+    start_y, start_x = max(-top, 0), max(-left, 0)
+    return x[:, :, start_y : start_y + height + top + bottom, start_x : start_x + width + left + right]
+
+
+def _unwindow(grad: Tensor, pad: Padding, size: Sequence[int]) -> Tensor:
+    """The gradient of `_window`: back to (N, C, H, W) with `size` = (H, W)."""
+    if not any(pad):
+        return grad
+    top, bottom, left, right = pad
+    return _window(grad, (-top, -bottom, -left, -right)) if max(pad) <= 0 else _clip(grad, pad, size)
+
+
+def _clip(grad: Tensor, pad: Padding, size: Sequence[int]) -> Tensor:
+    """`_unwindow` for windows that reach outside: copies the part both share."""
+    full = grad.new_zeros(*grad.shape[:2], *size)
+    spans = []
+    for start, length, extent in ((-pad[0], grad.shape[2], size[0]), (-pad[2], grad.shape[3], size[1])):
+        spans.append((max(start, 0), max(min(start + length, extent), max(start, 0)), start))
+    (y0, y1, dy), (x0, x1, dx) = spans
+    full[:, :, y0:y1, x0:x1] = grad[:, :, y0 - dy : y1 - dy, x0 - dx : x1 - dx]
+    return full
+
+
+def _fwd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    thresholds: Tensor,
+    taps: Tensor,
+    taps_t: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> Tensor:
+    formed = _form_shadows(weight, gain, key, thresholds, taps, padding, dilation, shadows, noise, amount)
+    parts = []
+    for chunk, shadow in zip(x.chunk(shadows) if shadows > 1 else [x], formed, strict=True):
+        if shadow is None:
+            size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+            empty = x.new_zeros(len(chunk), len(weight), *size)
+            parts.append(empty if bias is None else empty + bias.reshape(-1, 1, 1))
+        else:
+            window = _window(chunk, shadow.pad)
+            parts.append(torch.conv2d(window, shadow.weight, bias, stride, shadow.symmetric, dilation, groups))
+    y = torch.cat(parts) if shadows > 1 else parts[0]
+    return y.contiguous(memory_format=memory_format(x, weight))
+
+
+def _bwd(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gain: Tensor | None,
+    key: Tensor,
+    thresholds: Tensor,
+    taps: Tensor,
+    taps_t: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shadows: int,
+    noise: int,
+    amount: float,
+    mask: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needs_x, needs_weight, needs_bias, needs_gain = mask
+    form = memory_format(x, weight)
+    formed = _form_shadows(weight, gain, key, thresholds, taps, padding, dilation, shadows, noise, amount)
+    x_parts = []
+    compute = torch.promote_types(weight.dtype, torch.float32)
+    unscaled = torch.zeros_like(weight, dtype=compute).flatten(2)  # sum over shadows of M^T (dSW * eps)
+    for chunk, dy_chunk, shadow in zip(x.chunk(shadows), dy.chunk(shadows), formed, strict=True):
+        if shadow is None:
+            x_parts.append(torch.zeros_like(chunk))
+            continue
+        dx, dshadow, _ = torch.ops.aten.convolution_backward(
+            dy_chunk,
+            _window(chunk, shadow.pad),
+            shadow.weight,
+            None,
+            stride,
+            shadow.symmetric,
+            dilation,
+            False,
+            [0, 0],
+            groups,
+            [needs_x, needs_weight or needs_gain, False],
+        )
+        if needs_x:
+            x_parts.append(_unwindow(dx, shadow.pad, x.shape[2:]))
+        if needs_weight or needs_gain:
+            dshadow = dshadow.flatten(2).to(compute)
+            if shadow.factor is not None:
+                dshadow = dshadow * shadow.factor
+            unscaled += torch.einsum("tp,oit->oip", shadow.map, dshadow)
+    dgain = x.new_empty(0)
+    if needs_gain:
+        per_channel = (unscaled * weight.flatten(2)).sum((1, 2))
+        dgain = (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)
+    if gain is not None:
+        unscaled *= gain.reshape(-1, 1, 1)
+    dweight = unscaled.view(weight.shape).to(weight.dtype)
+    return (
+        torch.cat(x_parts).contiguous(memory_format=form) if needs_x else x.new_empty(0),
+        torch.empty_like(weight).copy_(dweight) if needs_weight else x.new_empty(0),
+        dy.sum((0, 2, 3)) if needs_bias else x.new_empty(0),
+        dgain,
+    )
+
+
+implement("shadow_conv2d", "library", _fwd)
+implement("shadow_conv2d_bwd", "library", _bwd)

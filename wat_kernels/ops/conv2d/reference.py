@@ -1,0 +1,82 @@
+"""The definition of right: shadow convolution in plain PyTorch.
+
+    SW[s] = (M[row(key, s)] . PW) * eps(key, s)
+    y     = gain * conv(x[chunk s], SW[s]) + bias
+
+Runs on any device and floating dtype, is differentiable as often as torch's own operations are, and materialises SW.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wat_kernels.dispatch import Call
+from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from
+from wat_kernels.ops.conv2d.geometry import memory_format
+from wat_kernels.torch_library import implement
+
+
+def supports(call: Call) -> tuple[bool, str]:
+    return call.dtype.is_floating_point, f"{call.dtype} is not a floating-point dtype"
+
+
+def shadow_weights(
+    weight: Tensor, key: Tensor, thresholds: Tensor, taps: Tensor, shadows: int, noise: int, amount: float
+) -> Tensor:
+    """weight (O, I, kh, kw) -> SW of every shadow, (S, O, I, kh, kw).
+
+    Half-precision weights are mixed in fp32 and rounded once.
+    """
+    count = weight.shape[2] * weight.shape[3]
+    compute = torch.promote_types(weight.dtype, torch.float32)
+    maps = dense_maps(taps[draw_rows_from(thresholds, key, shadows)], count)  # (S, K, K)
+    shadow = torch.einsum("stp,oip->soit", maps.to(compute), weight.flatten(2).to(compute))
+    if noise:
+        factor = draw_noise(noise, amount, key, shadows, weight.numel())
+        shadow = shadow * factor.view(shadows, weight.shape[0], count, weight.shape[1]).mT
+    return shadow.to(weight.dtype).unflatten(3, weight.shape[2:])
+
+
+def shadow_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    thresholds: Tensor,
+    taps: Tensor,
+    taps_t: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shadows: int,
+    noise: int,
+    amount: float,
+) -> Tensor:
+    """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out)."""
+    form = memory_format(x, weight)
+    top, bottom, left, right = padding
+    if (top, left) == (bottom, right):
+        symmetric = (top, left)
+    else:
+        x, symmetric = F.pad(x, (left, right, top, bottom)), (0, 0)
+    weights = shadow_weights(weight, key, thresholds, taps, shadows, noise, amount)
+    chunks = x.chunk(shadows) if shadows > 1 else [x]
+    parts = [
+        F.conv2d(chunk, shadow, None, stride, symmetric, dilation, groups)
+        for chunk, shadow in zip(chunks, weights.unbind(), strict=True)
+    ]
+    y = torch.cat(parts) if shadows > 1 else parts[0]
+    if gain is not None:
+        y = y * gain.reshape(-1, 1, 1).to(y.dtype)
+    if bias is not None:
+        y = y + bias.reshape(-1, 1, 1)
+    return y.contiguous(memory_format=form)
+
+
+implement("shadow_conv2d", "reference", shadow_conv2d, "CompositeImplicitAutograd")
