@@ -50,7 +50,7 @@ struct ConvProblem {
   const int32_t* taps_t;      // (rows, ell_t_length)
   int64_t ell_length, ell_t_length;
   int noise;                  // Noise
-  float amount;
+  double amount;              // as Python holds it: the DropConnect threshold is rounded from it
 };
 
 // Row of the table that shadow s draws.

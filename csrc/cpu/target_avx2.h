@@ -43,6 +43,28 @@ WAT_INLINE float sum(Vec a) {
   return _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)));
 }
 
+// Transposes the block of Vec::width vectors at r: pairs, then quadruples, then 128-bit lanes.
+WAT_INLINE void transpose(Vec* r) {
+  constexpr int n = 8;
+  __m256 t[n], u[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; i += 2) {
+    t[i] = _mm256_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm256_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; i += 4) {
+    u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    r[i].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    r[i + 4].v = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
+  }
+}
+
 }  // namespace wat::avx2
 
 #include "vec_common.h"

@@ -37,6 +37,33 @@ WAT_INLINE Vec operator*(Vec a, Vec b) { return {_mm512_mul_ps(a.v, b.v)}; }
 WAT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }  // a * b + c
 WAT_INLINE float sum(Vec a) { return _mm512_reduce_add_ps(a.v); }
 
+// Transposes the block of Vec::width vectors at r: pairs, then quadruples, then 128-bit lanes.
+WAT_INLINE void transpose(Vec* r) {
+  constexpr int n = 16;
+  __m512 t[n], u[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; i += 2) {
+    t[i] = _mm512_unpacklo_ps(r[i].v, r[i + 1].v);
+    t[i + 1] = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; i += 4) {
+    u[i] = _mm512_shuffle_ps(t[i], t[i + 2], 0x44);
+    u[i + 1] = _mm512_shuffle_ps(t[i], t[i + 2], 0xEE);
+    u[i + 2] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+    u[i + 3] = _mm512_shuffle_ps(t[i + 1], t[i + 3], 0xEE);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_shuffle_f32x4(u[i], u[i + 4], 0x88), b = _mm512_shuffle_f32x4(u[i], u[i + 4], 0xDD);
+    const __m512 c = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(u[i + 8], u[i + 12], 0xDD);
+    r[i].v = _mm512_shuffle_f32x4(a, c, 0x88);
+    r[i + 8].v = _mm512_shuffle_f32x4(a, c, 0xDD);
+    r[i + 4].v = _mm512_shuffle_f32x4(b, d, 0x88);
+    r[i + 12].v = _mm512_shuffle_f32x4(b, d, 0xDD);
+  }
+}
+
 }  // namespace wat::avx512
 
 #include "vec_common.h"

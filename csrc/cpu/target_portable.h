@@ -38,6 +38,16 @@ WAT_INLINE Vec operator*(Vec a, Vec b) { return {a.v * b.v}; }
 WAT_INLINE Vec fma(Vec a, Vec b, Vec c) { return {a.v * b.v + c.v}; }  // a * b + c
 WAT_INLINE float sum(Vec a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
 
+// Transposes the block of Vec::width vectors at r.
+WAT_INLINE void transpose(Vec* r) {
+  float in[4][4], out[4][4];
+  for (int i = 0; i < 4; ++i) r[i].store(in[i]);
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) out[i][j] = in[j][i];
+  }
+  for (int i = 0; i < 4; ++i) r[i] = Vec::load(out[i]);
+}
+
 }  // namespace wat::portable
 
 #include "vec_common.h"
