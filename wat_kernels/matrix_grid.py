@@ -12,11 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wat_kernels.law import check_probabilities, thresholds_of
 from wat_kernels.philox import row_words
 
 _FRACTION_BITS = 16  # of a maximal shift in a row
 _LARGEST_SHIFT = 2**22  # 2 * M * (a 24-bit number) then still fits an int64
-_PROBABILITY_TOLERANCE = 1e-6
 
 
 class MatrixGridTensors(NamedTuple):
@@ -51,7 +51,7 @@ class MatrixGrid:
         shape: tuple[int, int] | None = None,
     ):
         rows = _checked_rows(rows)
-        probabilities = _checked_probabilities(probabilities, len(rows))
+        probabilities = check_probabilities(probabilities, len(rows))
         self.shape = None if shape is None else (int(shape[0]), int(shape[1]))
         merged: dict[tuple[int, ...], float] = {}
         for row, probability in zip(rows.tolist(), probabilities.tolist(), strict=True):
@@ -59,8 +59,7 @@ class MatrixGrid:
                 merged[tuple(row)] = merged.get(tuple(row), 0.0) + probability
         self.rows = torch.tensor(list(merged))
         self.probabilities = torch.tensor(list(merged.values()), dtype=torch.float64)
-        self.thresholds = (self.probabilities.cumsum(0) * 2.0**32).round().to(torch.int64)
-        self.thresholds[-1] = 2**32  # no draw reaches it: the last row takes the rest
+        self.thresholds = thresholds_of(self.probabilities)
         self._on_device = {torch.device("cpu"): MatrixGridTensors(self.thresholds, self.rows)}
 
     def on(self, device: torch.device) -> MatrixGridTensors:
@@ -131,14 +130,3 @@ def _checked_rows(rows: Tensor | Sequence[Sequence[int]]) -> Tensor:
             f"accepted is 0 to {_LARGEST_SHIFT - 1} rows or columns"
         )
     return rows
-
-
-def _checked_probabilities(probabilities: Tensor | Sequence[float], rows: int) -> Tensor:
-    probabilities = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu()
-    if probabilities.shape != (rows,):
-        raise ValueError(
-            f"probabilities has shape {tuple(probabilities.shape)}; accepted is ({rows},), one for each row"
-        )
-    if not (probabilities >= 0).all() or abs(float(probabilities.sum()) - 1) > _PROBABILITY_TOLERANCE:
-        raise ValueError(f"probabilities={probabilities.tolist()}; accepted is numbers >= 0 that sum to 1")
-    return probabilities / probabilities.sum()

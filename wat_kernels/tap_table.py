@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_PROBABILITY_TOLERANCE = 1e-6
+from wat_kernels.law import check_probabilities, thresholds_of
 
 
 class TableTensors(NamedTuple):
@@ -43,16 +43,14 @@ class TapTable:
         self, maps: Tensor, probabilities: Tensor | Sequence[float], kernel_size: tuple[int, int] | None = None
     ):
         maps = _checked_maps(maps)
-        probabilities = _checked_probabilities(probabilities, len(maps))
+        probabilities = check_probabilities(probabilities, len(maps))
         if kernel_size is not None and math.prod(kernel_size) != maps.shape[1]:
             raise ValueError(
                 f"kernel_size={tuple(kernel_size)} has {math.prod(kernel_size)} taps, maps have {maps.shape[1]}"
             )
         self.kernel_size = None if kernel_size is None else (int(kernel_size[0]), int(kernel_size[1]))
         self.maps, self.probabilities = _merge_equal(maps, probabilities)
-        thresholds = (self.probabilities.cumsum(0) * 2.0**32).round().to(torch.int64)
-        thresholds[-1] = 2**32  # no draw reaches it: the last row takes the rest
-        tensors = TableTensors(thresholds, _to_ell(self.maps), _to_ell(self.maps.mT))
+        tensors = TableTensors(thresholds_of(self.probabilities), _to_ell(self.maps), _to_ell(self.maps.mT))
         self._on_device = {torch.device("cpu"): tensors}
 
     @classmethod
@@ -64,7 +62,7 @@ class TapTable:
     def union(cls, tables: Sequence[TapTable], probabilities: Sequence[float]) -> TapTable:
         """One of `tables`, table i with probability probabilities[i]: the weighted union of their rows."""
         _check_same_taps(tables)
-        weights = _checked_probabilities(probabilities, len(tables))
+        weights = check_probabilities(probabilities, len(tables))
         maps = torch.cat([table.maps for table in tables])
         return cls(
             maps,
@@ -136,20 +134,6 @@ def _checked_maps(maps: Tensor) -> Tensor:
     if not maps.isfinite().all():
         raise ValueError("maps holds NaN or infinity; every coefficient must be finite")
     return maps.detach().to("cpu", torch.float64)
-
-
-def _checked_probabilities(probabilities: Tensor | Sequence[float], rows: int) -> Tensor:
-    probabilities = torch.as_tensor(probabilities, dtype=torch.float64).detach().cpu()
-    if probabilities.shape != (rows,):
-        raise ValueError(
-            f"probabilities has shape {tuple(probabilities.shape)}; accepted is ({rows},), one for each map"
-        )
-    if not (probabilities >= 0).all():  # also catches NaN
-        raise ValueError(f"probabilities={probabilities.tolist()}; each must be a number >= 0")
-    total = float(probabilities.sum())
-    if abs(total - 1) > _PROBABILITY_TOLERANCE:
-        raise ValueError(f"probabilities sum to {total:.6g}; accepted is 1 within {_PROBABILITY_TOLERANCE:g}")
-    return probabilities / total
 
 
 def _merge_equal(maps: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:

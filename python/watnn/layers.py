@@ -199,18 +199,18 @@ class WATConv2d(_ShadowConv, nn.Conv2d):
         )
         self._set_up(transform, gain, shadows, backend, aom_gain)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.computes_shadow:
-            return self._conv_forward(x, self._plain_weight(), self.bias)
+            return self._conv_forward(input, self._plain_weight(), self.bias)
         padding = self.padding
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         return shadow_conv2d(
-            x,
+            input,
             self.weight,
             self.bias,
             table=self.tap_table,
-            key=self._key(x),
+            key=self._key(input),
             gain=self.gain,
             noise=self.noise,
             stride=self.stride,
@@ -268,20 +268,20 @@ class WATConv1d(_ShadowConv, nn.Conv1d):
         )
         self._set_up(transform, gain, shadows, backend, aom_gain)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.computes_shadow:
-            return self._conv_forward(x, self._plain_weight(), self.bias)
-        if x.ndim not in (2, 3):
-            raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, L) or (C, L)")
+            return self._conv_forward(input, self._plain_weight(), self.bias)
+        if input.ndim not in (2, 3):
+            raise ValueError(f"input has shape {tuple(input.shape)}; accepted is (N, C, L) or (C, L)")
         padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
+            input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         y = shadow_conv2d(
-            x.unsqueeze(-2),
+            input.unsqueeze(-2),
             self.weight.unsqueeze(-2),
             self.bias,
             table=self.tap_table,
-            key=self._key(x),
+            key=self._key(input),
             gain=self.gain,
             noise=self.noise,
             stride=(1, *self.stride),
@@ -331,14 +331,14 @@ class WATLinear(ShadowLayer, nn.Linear):
         else:
             self.matrix_grid = transform.grid.matrix_grid((self.out_features, self.in_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         if not self.computes_shadow:
-            return F.linear(x, self._plain_weight(), self.bias)
+            return F.linear(input, self._plain_weight(), self.bias)
         return shadow_linear(
-            x,
+            input,
             self.weight,
             self.bias,
-            key=self._key(x),
+            key=self._key(input),
             gain=self.gain,
             grid=self.matrix_grid,
             noise=self.noise,

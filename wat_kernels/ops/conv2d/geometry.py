@@ -12,6 +12,8 @@ Padding = tuple[int, int, int, int]  # top, bottom, left, right
 
 def pair(value: int | Sequence[int], argument: str, least: int) -> tuple[int, int]:
     """`value` as two ints (one counts for both), or a ValueError that names the argument."""
+    if not isinstance(value, int | Sequence) or isinstance(value, str):
+        raise TypeError(f"{argument}={value!r}; accepted is an int or two ints, each >= {least}")
     values = (value, value) if isinstance(value, int) else tuple(value)
     if len(values) == 1:
         values = values * 2

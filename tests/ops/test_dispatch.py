@@ -1,0 +1,102 @@
+"""Choosing a backend: order, reasons, the environment variable, autocast, compiled graphs."""
+
+import logging
+
+import pytest
+import torch
+
+from wat_kernels import Noise, TapTable, dispatch, shadow_conv2d, shadow_linear
+
+TABLE = TapTable(torch.stack([torch.eye(9), torch.eye(9).flip(0)]), [0.5, 0.5], (3, 3))
+
+
+class Refusing:
+    @staticmethod
+    def supports(call):
+        return False, "the moon is full"
+
+
+class Accepting:
+    @staticmethod
+    def supports(call):
+        return True, ""
+
+
+CALL = dispatch.Call("cpu", torch.float32)
+
+
+def test_auto_takes_the_first_that_accepts_and_says_once_why_not_the_others(caplog):
+    backends = {"native": Refusing, "library": Accepting, "reference": Accepting}
+    with caplog.at_level(logging.INFO, logger="wat_kernels"):
+        assert dispatch.choose("test_op_1", backends, "auto", CALL) == "library"
+        assert dispatch.choose("test_op_1", backends, "auto", CALL._replace(groups=7)) == "library"
+    assert [record.getMessage() for record in caplog.records] == [
+        "test_op_1: backend native not used: the moon is full"
+    ]
+
+
+def test_a_named_backend_runs_or_raises_with_the_reason():
+    backends = {"native": Refusing, "library": Accepting}
+    assert dispatch.choose("test_op_2", backends, "library", CALL) == "library"
+    with pytest.raises(RuntimeError, match="backend='native' cannot run test_op_2: the moon is full"):
+        dispatch.choose("test_op_2", backends, "native", CALL)
+    with pytest.raises(RuntimeError, match="not part of this build"):
+        dispatch.choose("test_op_2", backends, "cuda", CALL)
+
+
+def test_nobody_accepts():
+    with pytest.raises(RuntimeError, match="no backend runs test_op_3"):
+        dispatch.choose("test_op_3", {"native": Refusing}, "auto", CALL)
+
+
+def test_the_environment_overrides_auto_only(monkeypatch):
+    backends = {"library": Accepting, "reference": Accepting}
+    monkeypatch.setenv("WAT_BACKEND", "reference")
+    assert dispatch.choose("test_op_4", backends, "auto", CALL) == "reference"
+    assert dispatch.choose("test_op_4", backends, "library", CALL) == "library"
+    monkeypatch.setenv("WAT_BACKEND", "nonsense")
+    with pytest.raises(ValueError, match="WAT_BACKEND='nonsense'"):
+        dispatch.choose("test_op_4", backends, "auto", CALL)
+
+
+@pytest.mark.parametrize("backend", ["reference", "library"])
+def test_autocast_gives_the_dtype_of_torch(backend):
+    x, weight, bias = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), torch.randn(4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = shadow_conv2d(x, weight, bias, table=TABLE, key=1, backend=backend)
+        z = shadow_linear(x, torch.randn(5, 6), key=1, noise=Noise("dropconnect", 0.2), backend=backend)
+        plain = torch.nn.functional.conv2d(x, weight, bias)
+    assert y.dtype == z.dtype == plain.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), shadow_conv2d(x, weight, bias, table=TABLE, key=1), atol=5e-2, rtol=5e-2)
+
+
+def test_autocast_takes_mixed_dtypes_and_sends_gradients_back_in_them():
+    x = torch.randn(2, 3, 6, 6, dtype=torch.bfloat16)
+    weight = torch.randn(4, 3, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = shadow_conv2d(x, weight, table=TABLE, key=1)
+    y.float().sum().backward()
+    assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("backend", ["reference", "library"])
+def test_compiled_without_a_graph_break_equals_eager(backend):
+    noise = Noise("multiplicative", 0.1)
+
+    def function(x, weight, gain, key):
+        y = shadow_conv2d(
+            x, weight, table=TABLE, key=key, gain=gain, noise=noise, shadows=2, padding=1, backend=backend
+        )
+        return shadow_linear(y, weight.flatten(1)[:, :6], key=key, noise=noise, backend=backend)
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((4, 3, 6, 6), (4, 3, 3, 3), (4,))]
+    compiled(*leaves, torch.tensor(0))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for key in range(4):
+            results = []
+            for run in (function, compiled):
+                y = run(*leaves, torch.tensor(key))
+                results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+            for eager, other in zip(*results, strict=True):
+                torch.testing.assert_close(other, eager)

@@ -1,0 +1,220 @@
+"""convert, revert and what they leave alone."""
+
+import copy
+import logging
+
+import pytest
+import torch
+import watnn
+from torch import nn
+from watnn.transforms import WAT, Compose, DropConnect, MultiplicativeNoise, RandomAffine, RandomHorizontalFlip
+
+TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
+
+
+def network():
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 1),
+        nn.Sequential(nn.Conv2d(8, 8, 3, groups=8), nn.ReLU()),
+        nn.Flatten(),
+        nn.Linear(8 * 16, 5),
+    )
+
+
+def types(model):
+    return {name: type(module).__name__ for name, module in model.named_modules() if hasattr(module, "weight")}
+
+
+def test_a_grid_transform_converts_the_convolutions_it_can_change(caplog):
+    model = network()
+    converted = watnn.convert(model, TRANSLATE)
+    assert types(converted) == {
+        "0": "WATConv2d", "1": "BatchNorm2d", "2": "Conv2d", "3.0": "WATConv2d", "5": "Linear",
+    }  # fmt: skip
+    assert types(model)["0"] == "Conv2d"
+    assert converted[0].weight is not model[0].weight
+    message = caplog.records[0].getMessage()
+    assert "2 (the transform cannot change a 1x1 kernel)" in message and "5 (a grid transform" in message
+
+
+def test_noise_converts_every_layer():
+    converted = watnn.convert(network(), DropConnect(0.1))
+    assert types(converted) == {
+        "0": "WATConv2d", "1": "BatchNorm2d", "2": "WATConv2d", "3.0": "WATConv2d", "5": "WATLinear",
+    }  # fmt: skip
+
+
+def test_grid_and_noise_convert_convolutions_only():
+    converted = watnn.convert(network(), Compose([TRANSLATE, MultiplicativeNoise(0.1)]))
+    assert types(converted)["5"] == "Linear" and types(converted)["2"] == "WATConv2d"
+
+
+def test_in_place_shares_everything():
+    model = network()
+    weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert watnn.convert(model, TRANSLATE, inplace=True) is model
+    assert model[0].weight is weight
+    before = weight.detach().clone()
+    model(torch.randn(2, 3, 6, 6)).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(weight, before)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"include": "3.*"}, {"3.0"}),
+        ({"include": ["0", "3.0"]}, {"0", "3.0"}),
+        ({"exclude": "0"}, {"3.0"}),
+        ({"include": nn.Linear}, {"5"}),
+        (
+            {"include": [nn.Conv2d], "exclude": lambda name, module: module.in_channels == 3 if name == "0" else False},
+            {"3.0"},
+        ),
+        ({"include": lambda name, module: isinstance(module, nn.Conv2d) and module.groups > 1}, {"3.0"}),
+    ],
+)
+def test_filters(filters, expected):
+    converted = watnn.convert(network(), RandomHorizontalFlip(), **filters)
+    assert {name for name, kind in types(converted).items() if kind.startswith("WAT")} == expected
+
+
+def test_a_linear_that_is_named_moves_as_a_matrix():
+    model = nn.Sequential(nn.Linear(6, 4))
+    converted = watnn.convert(model, TRANSLATE, include="0")
+    x = torch.randn(3, 6)
+    for key in range(8):
+        with watnn.dom(converted, key=key):
+            torch.testing.assert_close(
+                converted(x), nn.functional.linear(x, watnn.shadow_weight(converted[0], key), model[0].bias)
+            )
+
+
+def test_a_bare_layer():
+    conv = nn.Conv2d(3, 4, 3)
+    layer = watnn.convert(conv, WAT(), inplace=True)
+    assert isinstance(layer, watnn.WATConv2d) and layer.weight is conv.weight
+    assert type(watnn.revert(layer)) is nn.Conv2d
+
+
+def test_a_module_at_two_places_stays_one_module():
+    conv = nn.Conv2d(3, 3, 3, padding=1)
+    model = nn.ModuleDict({"a": conv, "b": nn.Sequential(conv)})
+    converted = watnn.convert(model, TRANSLATE)
+    assert isinstance(converted["a"], watnn.WATConv2d) and converted["a"] is converted["b"][0]
+
+
+def test_subclasses_are_left(caplog):
+    class Special(nn.Conv2d):
+        pass
+
+    model = nn.Sequential(Special(3, 3, 3), nn.Conv2d(3, 3, 3))
+    converted = watnn.convert(model, TRANSLATE)
+    assert type(converted[0]) is Special
+    assert "0 (no shadow layer for Special)" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("gain", [None, "layer", "channel"])
+def test_revert_gives_torch_layers_that_compute_what_aom_did(gain):
+    model = network()
+    converted = watnn.convert(model, TRANSLATE, gain=gain, inplace=True)
+    weight = converted[0].weight
+    for _, layer in watnn.layers.shadow_layers(converted):
+        if gain is not None:
+            nn.init.uniform_(layer.gain, 0.5, 2)
+    x = torch.randn(2, 3, 6, 6)
+    expected = converted.eval()(x)
+    reverted = watnn.revert(converted)
+    assert reverted is converted
+    assert types(reverted) == types(network())
+    assert reverted[0].weight is weight
+    assert list(reverted.state_dict()) == list(network().state_dict())
+    assert set(vars(reverted[0])) == set(vars(nn.Conv2d(1, 1, 1)))
+    torch.testing.assert_close(reverted(x), expected)
+
+
+def test_revert_drops_a_gain_that_aom_leaves_out():
+    layer = watnn.WATConv2d(3, 4, 3, transform=WAT(), gain="layer", aom_gain=False).eval()
+    nn.init.constant_(layer.gain, 3.0)
+    x = torch.randn(1, 3, 5, 5)
+    torch.testing.assert_close(watnn.revert(layer)(x), layer(x))
+
+
+def test_training_flags_and_hooks_survive():
+    model = network()
+    model[3].eval()
+    calls = []
+    model[0].register_forward_pre_hook(lambda module, args: calls.append(type(module).__name__))
+    converted = watnn.convert(model, TRANSLATE, inplace=True)
+    assert converted[0].training and not converted[3][0].training
+    converted(torch.randn(2, 3, 6, 6))
+    watnn.revert(converted)(torch.randn(2, 3, 6, 6))
+    assert calls == ["WATConv2d", "Conv2d"]
+
+
+def test_an_identity_conversion_leaves_nothing_to_convert():
+    with pytest.raises(ValueError, match="nothing to convert"):
+        watnn.convert(nn.Sequential(nn.Conv2d(3, 3, 1)), TRANSLATE)
+
+
+def untouched(model, call, error, message):
+    before = {name: (type(module), id(module)) for name, module in model.named_modules()}
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(error, match=message):
+        call(model)
+    assert {name: (type(module), id(module)) for name, module in model.named_modules()} == before
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name])
+
+
+def tied():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+def weight_normed():
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 3))
+    with pytest.warns(FutureWarning):
+        nn.utils.weight_norm(model[1])
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "arguments", "error", "message"),
+    [
+        (nn.Sequential(nn.ReLU()), {}, ValueError, "nothing to convert in Sequential"),
+        (network(), {"include": "nowhere.*"}, ValueError, r"include has 'nowhere\.\*', which matches no module"),
+        (network(), {"exclude": nn.LSTM}, ValueError, "exclude has .*LSTM.*, which matches no module"),
+        (network(), {"include": 3}, TypeError, "'int' object is not iterable|include has"),
+        (network(), {"include": [3]}, TypeError, "include has 3"),
+        (network(), {"gain": "pixel"}, ValueError, "gain='pixel'; accepted are None, 'layer', 'channel'"),
+        (network(), {"shadows": 0}, ValueError, "shadows=0"),
+        (network(), {"shadows": 1.5}, ValueError, r"shadows=1\.5"),
+        (network(), {"backend": "gpu"}, ValueError, "backend='gpu'; accepted are auto, cuda"),
+        (tied(), {}, ValueError, r"0\.weight and 1\.weight are one Parameter"),
+        (weight_normed(), {}, ValueError, r"1\.weight is not a leaf Parameter"),
+        (watnn.convert(network(), TRANSLATE), {}, ValueError, "nothing to convert.*already a shadow layer"),
+    ],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_errors_come_before_anything_changes(model, arguments, error, message, inplace):
+    untouched(model, lambda m: watnn.convert(m, TRANSLATE, inplace=inplace, **arguments), error, message)
+
+
+def test_wrong_kinds_of_arguments():
+    with pytest.raises(TypeError, match="model is list"):
+        watnn.convert([nn.Conv2d(3, 3, 3)], TRANSLATE)
+    with pytest.raises(TypeError, match="transform is str"):
+        watnn.convert(network(), "translate")
+    with pytest.raises(ValueError, match="wrapped in DataParallel"):
+        watnn.convert(nn.DataParallel(network()), TRANSLATE)
+
+
+def test_what_is_left_is_said_and_can_be_silenced(caplog):
+    with caplog.at_level(logging.ERROR, logger="watnn"):
+        watnn.convert(network(), TRANSLATE)
+    assert not caplog.records
