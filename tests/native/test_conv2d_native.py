@@ -177,7 +177,7 @@ def oracle(case, leaves, absolute=False):
     top, bottom, left, right = case.padding
     x = F.pad(x, (left, right, top, bottom))
     chunks = x.chunk(case.shadows) if len(x) else [x]
-    parts = [F.conv2d(chunk, shadow[s].view(weight.shape), None, case.stride, 0, case.dilation, case.groups)
+    parts = [F.conv2d(chunk, shadow[s].contiguous().view(weight.shape), None, case.stride, 0, case.dilation, case.groups)
              for s, chunk in enumerate(chunks)]  # fmt: skip
     y = torch.cat(parts)
     y = y if gain is None else y * gain.reshape(-1, 1, 1)
