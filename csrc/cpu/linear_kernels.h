@@ -12,9 +12,13 @@
 
 namespace wat::WAT_ISA {
 
-constexpr int kDepth = 256;       // of one panel: products are summed in registers this far, then added to memory
-constexpr int kRow = kDepth + 16; // stride of packed rows of A; not a power of two, which would share few cache sets
-static_assert(kDepth % (2 * kTileCols) == 0, "panels are whole");
+// Depth of one panel: products are summed in registers this far, then added to memory. With few rows the weight's
+// journey from memory is what costs, and whole pages of it are taken at a time.
+constexpr int kMostDepth = 1024;
+constexpr int kFewRows = 64;
+static inline int64_t forward_depth(const LinearProblem& p) { return p.chunk <= kFewRows ? kMostDepth : 256; }
+
+constexpr int kForwardRow = kMostDepth + 16;  // stride of packed rows; a power of two would share few cache sets
 
 static inline NoiseStream linear_noise(const LinearProblem& p, int64_t shadow) {
   return noise_stream(p.noise, p.amount, p.key, shadow);
@@ -57,6 +61,16 @@ static inline const float* grid_row(const LinearProblem& p, const GridAxis& out,
   return buffer;
 }
 
+// Brings the next run of the weight closer while noise for this one is made: a run is a page or less, and the
+// processor's own prefetcher starts anew in each.
+static inline void prefetch_row(const LinearProblem& p, const GridAxis& out, const GridAxis& in, int64_t o, int64_t i, int64_t n) {
+  if (o >= out.high) return;
+  const int64_t size = p.bf16 ? 2 : 4;
+  const char* row = static_cast<const char*>(p.weight) +
+                    (out.source(o) * p.weight_row + (in.flip ? in.source(i + n - 1) : in.source(i))) * size;
+  for (int64_t b = 0; b < n * size; b += 64) __builtin_prefetch(row + b);
+}
+
 static inline void store_as(void* data, bool bf16, int64_t first, const float* source, int64_t n) {
   if (!bf16) {
     memcpy(static_cast<float*>(data) + first, source, n * sizeof(float));
@@ -66,39 +80,41 @@ static inline void store_as(void* data, bool bf16, int64_t first, const float* s
   for (int64_t j = 0; j < n; ++j) to[j] = to_bf16(source[j]);
 }
 
-constexpr int64_t kForwardCols = 256;     // most output columns of a task
-constexpr int64_t kForwardRowsBf16 = 512; // most rows of a task where sums need fp32 scratch
+constexpr int64_t kForwardCols = 256;      // most output columns of a task
+constexpr int64_t kForwardPanel = kForwardCols * 256;
+constexpr int64_t kForwardRowsBf16 = 512;  // most rows of a task where sums need fp32 scratch
 
 struct ForwardScratch {
-  float* panel;  // [columns / kTileCols][kDepth][kTileCols]
-  float* rows;   // [Vec::width][kRow] of SW before the transpose
-  float* a;      // [kTileRows][kRow] of x
+  float* panel;  // [columns / kTileCols][depth][kTileCols]
+  float* rows;   // [Vec::width + 1][kForwardRow] of SW before the transpose
+  float* a;      // [kTileRows][kForwardRow] of x
   float* sums;   // [kForwardRowsBf16][kForwardCols], bf16 only
 
   static size_t floats(bool bf16) {
-    return kForwardCols * kDepth + (Vec::width + kTileRows + 1) * kRow + (bf16 ? kForwardRowsBf16 * kForwardCols : 0);
+    return kForwardPanel + (Vec::width + 1 + kTileRows) * kForwardRow + (bf16 ? kForwardRowsBf16 * kForwardCols : 0);
   }
   explicit ForwardScratch(float* s)
-      : panel(s), rows(s + kForwardCols * kDepth), a(rows + (Vec::width + 1) * kRow), sums(a + kTileRows * kRow) {}
+      : panel(s), rows(s + kForwardPanel), a(rows + (Vec::width + 1) * kForwardRow), sums(a + kTileRows * kForwardRow) {}
 };
 
-// SW^T for output columns [o, o + cols) and inputs [i, i + depth) into scratch.panel.
+// SW^T for output columns [o, o + cols) and inputs [i, i + depth) into scratch.panel, whose depth is `block`.
 static inline void pack_forward_panel(const LinearProblem& p, const NoiseStream& noise, const GridAxis& out, const GridAxis& in,
-                                      int64_t o, int64_t cols, int64_t i, int64_t depth, const ForwardScratch& s) {
+                                      int64_t o, int64_t cols, int64_t i, int64_t depth, int64_t block, const ForwardScratch& s) {
   constexpr int W = Vec::width;
-  float* buffer = s.rows + W * kRow;
+  float* buffer = s.rows + W * kForwardRow;
   for (int64_t c = 0; c < cols; c += W) {
     for (int j = 0; j < W; ++j) {
-      float* row = s.rows + j * kRow;
+      float* row = s.rows + j * kForwardRow;
       if (c + j >= cols) {
-        memset(row, 0, kDepth * sizeof(float));
+        memset(row, 0, depth * sizeof(float));
         continue;
       }
+      prefetch_row(p, out, in, o + c + j + 1, i, depth);
       const float* weight = grid_row(p, out, in, o + c + j, i, depth, buffer);
       noise_multiply(noise, static_cast<uint64_t>((o + c + j) * p.in + i), depth, weight, row);
     }
-    float* panel = s.panel + c / kTileCols * kTileCols * kDepth + c % kTileCols;
-    for (int64_t k = 0; k < depth; k += W) transpose_block(s.rows + k, kRow, panel + k * kTileCols, kTileCols);
+    float* panel = s.panel + c / kTileCols * kTileCols * block + c % kTileCols;
+    for (int64_t k = 0; k < depth; k += W) transpose_block(s.rows + k, kForwardRow, panel + k * kTileCols, kTileCols);
   }
 }
 
@@ -108,6 +124,7 @@ static inline void forward_block(const LinearProblem& p, int64_t shadow, int64_t
   const GridDraw draw = grid_draw(p, shadow);
   const GridAxis out(p.out, draw.shift_out, draw.flip_out), in(p.in, draw.shift_in, draw.flip_in);
   const NoiseStream noise = linear_noise(p, shadow);
+  const int64_t block = forward_depth(p);
   const bool empty = in.low == in.high;
   const int64_t first = empty ? o0 : min64(max64(o0, out.low), o1);
   const int64_t last = empty ? o0 : max64(first, min64(o1, out.high));
@@ -115,14 +132,14 @@ static inline void forward_block(const LinearProblem& p, int64_t shadow, int64_t
   float* sums = p.bf16 ? s.sums : static_cast<float*>(p.y) + r0 * p.y_row + first;
   const int64_t sums_row = p.bf16 ? kForwardCols : p.y_row;
 
-  for (int64_t i = in.low; i < in.high && cols > 0; i += kDepth) {
-    const int64_t depth = min64(kDepth, in.high - i);
-    pack_forward_panel(p, noise, out, in, first, cols, i, depth, s);
+  for (int64_t i = in.low; i < in.high && cols > 0; i += block) {
+    const int64_t depth = min64(block, in.high - i);
+    pack_forward_panel(p, noise, out, in, first, cols, i, depth, block, s);
     for_each_tile(r1 - r0, [&](int64_t row, int rows) {
-      for (int m = 0; m < rows; ++m) copy_as_float(p.x, p.bf16, (r0 + row + m) * p.x_row + i, depth, s.a + m * kRow);
-      const TileFunction multiply = tile_of<kRow, 1>(rows);
+      for (int m = 0; m < rows; ++m) copy_as_float(p.x, p.bf16, (r0 + row + m) * p.x_row + i, depth, s.a + m * kForwardRow);
+      const TileFunction multiply = tile_of<kForwardRow, 1>(rows);
       for (int64_t c = 0; c < cols; c += kTileCols) {
-        multiply(depth, s.a, s.panel + c * kDepth, sums + row * sums_row + c, sums_row,
+        multiply(depth, s.a, s.panel + c * block, sums + row * sums_row + c, sums_row,
                  static_cast<int>(min64(kTileCols, cols - c)), i > in.low);
       }
     });
@@ -143,9 +160,9 @@ static inline void forward_block(const LinearProblem& p, int64_t shadow, int64_t
 
 bool linear_forward(const LinearProblem& p) {
   if (p.rows == 0 || p.out == 0) return true;
-  // Neither cut changes a bit of the result: every element of y is summed over the same steps of kDepth.
+  // Neither cut changes a bit of the result: every element of y is summed over the same steps of depth.
   const int workers = num_workers();
-  int64_t cols = kForwardCols;
+  int64_t cols = kForwardPanel / forward_depth(p);
   while (cols > kTileCols && p.shadows * ((p.out + cols - 1) / cols) < 4 * workers) cols /= 2;
   const int64_t col_blocks = (p.out + cols - 1) / cols;
   int64_t rows = p.bf16 ? min64(kForwardRowsBf16, p.chunk) : p.chunk;
