@@ -223,6 +223,7 @@ struct Arguments {
 
   void set_y(const Shape4& s) { p.y_n = s.stride[0], p.y_h = s.stride[2], p.y_w = s.stride[3]; }
 
+  bool depthwise() const { return p.I == 1 && p.og == 1; }
   bool empty() const { return p.N == 0 || p.OH == 0 || p.OW == 0 || p.O == 0; }
 };
 
@@ -250,7 +251,8 @@ Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Te
   a.set_y(y.shape);
   p.y = y.written.mutable_data_ptr();
   const Plan plan(forward_classes(a.rows), forward_classes(a.columns), a.workers);
-  STD_TORCH_CHECK(WAT_PICK(dense_forward)(p, plan.plan), kNoScratch);
+  const auto run = a.depthwise() ? WAT_PICK(depthwise_forward) : WAT_PICK(dense_forward);
+  STD_TORCH_CHECK(run(p, plan.plan), kNoScratch);
   return y.finish();
 }
 
@@ -298,16 +300,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     if (dx) {
       p.dx = dx->written.mutable_data_ptr();
       p.dx_n = dx->shape.stride[0], p.dx_h = dx->shape.stride[2], p.dx_w = dx->shape.stride[3];
-      const Plan plan(gradient_classes(a.rows), gradient_classes(a.columns), a.workers);
-      STD_TORCH_CHECK(WAT_PICK(dense_data_gradient)(p, plan.plan), kNoScratch);
     }
     if (want_weight) {
       a.set_x(with_adjacent_channels(x_in));
       p.dweight = dweight.mutable_data_ptr();
       if (mask[2]) p.dbias = static_cast<float*>(dbias.mutable_data_ptr());
       if (want_dgain) p.dgain = static_cast<float*>(dgain.mutable_data_ptr());
-      STD_TORCH_CHECK(WAT_PICK(dense_weight_gradient)(p, a.workers), kNoScratch);
     }
+    if (dx || a.depthwise()) {
+      const Plan plan(gradient_classes(a.rows), gradient_classes(a.columns), a.workers);
+      const auto run = a.depthwise() ? WAT_PICK(depthwise_backward) : WAT_PICK(dense_data_gradient);
+      STD_TORCH_CHECK(run(p, plan.plan), kNoScratch);
+    }
+    if (want_weight && !a.depthwise()) STD_TORCH_CHECK(WAT_PICK(dense_weight_gradient)(p, a.workers), kNoScratch);
   }
   if (mask[2] && p.bf16) dbias = torch::stable::to(dbias, ScalarType::BFloat16);
   if (want_dgain) {

@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "pages.h"
+#include "memory.h"
 
 namespace wat {
 namespace {
@@ -89,7 +89,7 @@ Tensor forward(const Tensor x_, const Tensor weight_, const std::optional<Tensor
   p.x = x.const_data_ptr();
   p.x_row = x.stride(0);
   p.y = y.mutable_data_ptr();
-  prefer_huge_pages(p.y, y.numel() * y.element_size());
+  huge_pages(p.y, y.numel() * y.element_size());
   p.y_row = p.out;
   STD_TORCH_CHECK(WAT_PICK(linear_forward)(p), kNoScratch);
   return y;
@@ -125,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor dy_, const Tens
   Tensor partial = make(want_dgain, partial_sizes, 2, true, ScalarType::Float);
 
   if (!nothing) {
-    prefer_huge_pages(dx.mutable_data_ptr(), dx.numel() * dx.element_size());
-    prefer_huge_pages(dweight.mutable_data_ptr(), dweight.numel() * dweight.element_size());
+    huge_pages(dx.mutable_data_ptr(), dx.numel() * dx.element_size());
+    huge_pages(dweight.mutable_data_ptr(), dweight.numel() * dweight.element_size());
     p.x = x.const_data_ptr(), p.x_row = x.stride(0);
     p.dy = dy.const_data_ptr(), p.dy_row = dy.stride(0);
     if (mask[0]) p.dx = dx.mutable_data_ptr(), p.dx_row = p.in;
