@@ -32,7 +32,7 @@ def _native_extension():
              "-DTORCH_TARGET_VERSION=0x020a000000000000"]  # the stable ABI of torch 2.10
     link = []
     if sanitize := os.environ.get("WAT_SANITIZE"):
-        flags += [f"-fsanitize={sanitize}", "-fno-omit-frame-pointer", "-g", "-O1"]
+        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
         link += [f"-fsanitize={sanitize}"]
     return CppExtension("wat_kernels._native", sorted(str(path) for path in _CPU.glob("*.cpp")),
                         depends=sorted(str(path) for path in Path("csrc").glob("*/*.h")),

@@ -39,7 +39,7 @@ struct WeightGradient {
     for (int64_t i = 0; i < tile_groups; ++i) {
       most_inputs = max64(most_inputs, input_of_tile(last_tile(i)) - input_of_tile(first_tile(i)));
     }
-    pixels = min64(kGradientPixels, max64(16, kListBytes / (p.K * static_cast<int64_t>(sizeof(PixelPair)))));
+    pixels = min64(kGradientPixels, max64(4, kListBytes / (p.K * static_cast<int64_t>(sizeof(PixelPair)))));
     columns = min64(p.OW, pixels);
     lines = max64(1, min64(p.OH, pixels / columns));
     images = p.OH * p.OW <= pixels ? max64(1, min64(p.chunk, pixels / (p.OH * p.OW))) : 1;
