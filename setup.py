@@ -27,7 +27,7 @@ def _native_extension():
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
         print("wat-kernels: no C++ compiler found, the native CPU backend is not built", file=sys.stderr)
         return None
-    flags = ["-O3", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas",
+    flags = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas",
              "-DPy_LIMITED_API=0x030A0000",
              "-DTORCH_TARGET_VERSION=0x020a000000000000"]  # the stable ABI of torch 2.10
     link = []

@@ -58,7 +58,7 @@ struct Gather {
       if (part > Vec::width) part -= part % Vec::width;
     }
     panel_floats = part * p.K * kLanes;
-    panel_group = max64(1, min64(panels, kPanelBytes / (panel_floats * static_cast<int64_t>(sizeof(float)))));
+    panel_group = max64(1, min64(panels, kPanelBytes / max64(1, panel_floats * static_cast<int64_t>(sizeof(float)))));
     const int64_t pixels = max64(1, gradient ? p.H * p.W : p.OH * p.OW);
     images = min64(p.chunk, (kBlockPixels + pixels - 1) / pixels);
     image_blocks = (p.chunk + images - 1) / images;
@@ -85,12 +85,6 @@ struct Gather {
   }
 
   static int vectors_of(int64_t lanes_left) { return lanes_left <= Vec::width ? 1 : kTileVectors; }
-
-  // What a worker has in its scratch now, so that tasks that follow each other pack once.
-  struct Worker {
-    int64_t packed = -1;
-    char pad[56];
-  };
 
   struct Room {
     float* panel;
@@ -219,7 +213,8 @@ struct Gather {
     return tiles;
   }
 
-  void run_task(int64_t task, Worker& worker, char* memory) const {
+  // `packed` is what the worker's panels hold: tasks that follow each other pack once.
+  void run_task(int64_t task, int64_t& packed, char* memory) const {
     const Room room = room_of(memory);
     const int64_t slice = task % tile_slices;
     const int64_t block = task / tile_slices % image_blocks;
@@ -232,8 +227,8 @@ struct Gather {
     const int64_t tiles = tiles_of(n1 - n0);
     const int64_t begin = tiles * slice / tile_slices, end = tiles * (slice + 1) / tile_slices;
     if (part == depth) {
-      if (worker.packed != packing) pack(row, shadow, group, first_panel, 0, depth, room);
-      worker.packed = packing;
+      if (packed != packing) pack(row, shadow, group, first_panel, 0, depth, room);
+      packed = packing;
       run_tiles(row, group, first_panel, n0, n1, begin, end, 0, depth, room);
       return;
     }
@@ -249,11 +244,12 @@ struct Gather {
   bool run() const {
     const size_t bytes = worker_bytes();
     constexpr int kMostWorkers = 256;
-    Worker state[kMostWorkers];
+    int64_t packed[kMostWorkers];
     const int workers = static_cast<int>(min64(min64(plan.workers, kMostWorkers), tasks()));
+    for (int worker = 0; worker < workers; ++worker) packed[worker] = -1;
     char* memory = static_cast<char*>(scratch(bytes * workers));
     if (memory == nullptr) return false;
-    auto work = [&](int worker, int64_t task) { run_task(task, state[worker], memory + worker * bytes); };
+    auto work = [&](int worker, int64_t task) { run_task(task, packed[worker], memory + worker * bytes); };
     for_each_task(tasks(), workers, work);
     return true;
   }

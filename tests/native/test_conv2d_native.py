@@ -408,3 +408,53 @@ def test_environment_chooses_the_instruction_set():
         environment = {**os.environ, "WAT_CPU_ISA": name}
         out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         assert out.stdout.strip() == name
+
+
+OUT_OF_MEMORY = """
+import ctypes, resource, torch
+from wat_kernels import TapTable, shadow_conv2d
+torch.set_num_threads(2)
+x, weight = torch.randn(8, 1500, 9, 9).contiguous(memory_format=torch.channels_last), torch.randn(8, 1500, 3, 3)
+table = TapTable.identity((3, 3))
+run = lambda x, w: shadow_conv2d(x, w, table=table, key=0, padding=1, backend="native")
+run(x[:, :8], weight[:, :8].contiguous())  # threads are started, libraries loaded
+ctypes.CDLL(None).malloc_trim(0)
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (200 << 10),) * 2)
+try:
+    run(x, weight)
+    print("ran")
+except RuntimeError as error:
+    print("scratch" in str(error), str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
+@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer aborts where memory runs out")
+def test_no_memory_for_scratch_is_an_error_and_not_a_crash():
+    out = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith("True"), out.stdout
+
+
+@pytest.mark.long
+def test_more_than_two_billion_elements():
+    """One forward and backward of 2.15e9 elements: 64-bit offsets everywhere. Needs 14 GB."""
+    side = 8200
+    x = torch.zeros(1, 32, side, side, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    assert x.numel() > 2**31
+    corner = torch.randn(1, 32, 5, 5).bfloat16()
+    x[:, :, -5:, -5:] = corner
+    weight = torch.randn(2, 32, 3, 3).bfloat16()
+    case = plain_case(x, weight)
+    y = native(case)[0]
+    padded = F.pad(corner.double(), (1, 1, 1, 1))
+    right = F.conv2d(padded, weight.double())[:, :, 1:, 1:]
+    torch.testing.assert_close(y[:, :, -4:, -4:].double(), right, atol=0.1, rtol=2**-7)
+    assert not y[:, :, :-6, :-6].any()
+    dy = torch.zeros_like(y)
+    dy[:, :, -1, -1] = 1
+    mask = [False, True, True, False]
+    dweight, dbias = torch.ops.wat_kernels.shadow_conv2d_bwd.native(dy, x, weight, None, *arguments_of(case), mask)[1:3]
+    torch.testing.assert_close(dweight[0, :, :2, :2], corner[0, :, -2:, -2:])
+    assert torch.equal(dbias, torch.ones(2, dtype=torch.bfloat16))
