@@ -27,16 +27,31 @@ def _native_extension():
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
         print("wat-kernels: no C++ compiler found, the native CPU backend is not built", file=sys.stderr)
         return None
-    flags = ["-O3", "-g0", "-std=c++17", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-unknown-pragmas",
-             "-DPy_LIMITED_API=0x030A0000",
-             "-DTORCH_TARGET_VERSION=0x020a000000000000"]  # the stable ABI of torch 2.10
+    flags = [
+        "-O3",
+        "-g0",
+        "-std=c++17",
+        "-fvisibility=hidden",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+        "-Wno-unused-parameter",
+        "-Wno-unknown-pragmas",
+        "-DPy_LIMITED_API=0x030A0000",
+        "-DTORCH_TARGET_VERSION=0x020a000000000000",
+    ]  # the stable ABI of torch 2.10
     link = []
     if sanitize := os.environ.get("WAT_SANITIZE"):
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
         link += [f"-fsanitize={sanitize}"]
-    return CppExtension("wat_kernels._native", sorted(str(path) for path in _CPU.glob("*.cpp")),
-                        depends=sorted(str(path) for path in Path("csrc").glob("*/*.h")),
-                        extra_compile_args=flags, extra_link_args=link, py_limited_api=True)
+    return CppExtension(
+        "wat_kernels._native",
+        sorted(str(path) for path in _CPU.glob("*.cpp")),
+        depends=sorted(str(path) for path in Path("csrc").glob("*/*.h")),
+        extra_compile_args=flags,
+        extra_link_args=link,
+        py_limited_api=True,
+    )
 
 
 def _build_command():
@@ -50,7 +65,9 @@ def _build_command():
             except Exception as error:
                 if os.environ.get("WAT_FORCE_NATIVE") == "1":
                     raise
-                print(f"wat-kernels: the native CPU backend was not built ({str(error).splitlines()[0]})", file=sys.stderr)
+                print(
+                    f"wat-kernels: the native CPU backend was not built ({str(error).splitlines()[0]})", file=sys.stderr
+                )
 
     return Build
 

@@ -27,9 +27,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from watnn import transforms as T
 
 from wat_kernels import Noise, TapTable, philox, shadow_conv2d, shadow_linear
-from watnn import transforms as T
 
 CONV_SHAPES = [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)]  # channels, image size
 DEPTHWISE_SHAPES = [(192, 32, 3), (576, 16, 3), (672, 14, 5)]  # channels, image size, kernel size
@@ -95,7 +95,9 @@ def bench_conv(channels: int, image: int, kernel: int, batch: int, depthwise: bo
     if not depthwise:
         tables["identity"] = TapTable.identity((kernel, kernel))
         tables["resized_crop"] = T.RandomResizedCrop(scale=(0.8, 1.0)).tap_table((kernel, kernel))
-    runs = {"nn.Conv2d": forward_backward(lambda: F.conv2d(x, weight, bias, padding=padding, groups=groups), leaves, dy)}
+    runs = {
+        "nn.Conv2d": forward_backward(lambda: F.conv2d(x, weight, bias, padding=padding, groups=groups), leaves, dy)
+    }
     weights: dict[str, list[tuple[str, float]]] = {}
     for name, table in tables.items():
         weights[name] = []
@@ -108,7 +110,9 @@ def bench_conv(channels: int, image: int, kernel: int, batch: int, depthwise: bo
             weights[name].append((f"{name} {row}", probability))
     if not depthwise:
         scale = torch.ones(()).requires_grad_()
-        runs["official"] = forward_backward(lambda: official_conv2d(x, weight, bias, scale, padding, groups), [*leaves, scale], dy)
+        runs["official"] = forward_backward(
+            lambda: official_conv2d(x, weight, bias, scale, padding, groups), [*leaves, scale], dy
+        )
     seconds = interleaved(runs, args.reps)
     for name, rows in weights.items():
         seconds[name] = sum(probability * seconds[key] for key, probability in rows)
@@ -131,7 +135,9 @@ def bench_linear(size: tuple[int, int], rows: int, args) -> list[dict]:
     }
     for name, amount in (("dropconnect", 0.3), ("multiplicative", 0.1)):
         noise = Noise(name, amount)
-        run = forward_backward(lambda n=noise: shadow_linear(x, weight, bias, key=1, noise=n, backend="native"), leaves, dy)
+        run = forward_backward(
+            lambda n=noise: shadow_linear(x, weight, bias, key=1, noise=n, backend="native"), leaves, dy
+        )
         right = F.linear(x, weight * factors[name](), bias)
         check(name, run(), torch.autograd.grad(right, leaves, dy))
         runs[name] = run
@@ -168,7 +174,11 @@ def bench_threads(args) -> list[dict]:
 
             seconds = interleaved({"1 thread": lambda: on(1), f"{threads} threads": lambda: on(threads)}, args.reps)
             torch.set_num_threads(threads)
-            rows.append(row_of("threads", f"{channels}ch {image}x{image} batch {batch}", "1 thread", f"{threads} threads", seconds))
+            rows.append(
+                row_of(
+                    "threads", f"{channels}ch {image}x{image} batch {batch}", "1 thread", f"{threads} threads", seconds
+                )
+            )
     return rows
 
 
@@ -176,9 +186,14 @@ def bench_small(args) -> list[dict]:
     """One forward of a 16-channel 8x8 layer at batch 1, microseconds above nn.Conv2d's."""
     x = torch.randn(1, 16, 8, 8).contiguous(memory_format=torch.channels_last)
     plain = torch.nn.Conv2d(16, 16, 3, padding=1)
-    layer = __import__("watnn").WATConv2d(16, 16, 3, padding=1, transform=T.RandomAffine(0, translate=(0.3, 0.3)), backend="native")
+    layer = __import__("watnn").WATConv2d(
+        16, 16, 3, padding=1, transform=T.RandomAffine(0, translate=(0.3, 0.3)), backend="native"
+    )
     with torch.no_grad():
-        many = {"nn.Conv2d": lambda: [plain(x) for _ in range(200)], "WATConv2d": lambda: [layer(x) for _ in range(200)]}
+        many = {
+            "nn.Conv2d": lambda: [plain(x) for _ in range(200)],
+            "WATConv2d": lambda: [layer(x) for _ in range(200)],
+        }
         seconds = interleaved(many, max(args.reps, 9))
     return [row_of("small", "200 x 16ch 8x8 batch 1 fwd", "WATConv2d", "nn.Conv2d", seconds)]
 
@@ -220,7 +235,9 @@ BARS = [  # op, variant, against, bar on the geometric mean, bar on the worst sh
 def report(rows: list[dict]) -> None:
     print(f"\n{'':58} {'geomean':>8} {'worst':>8} {'bar':>8}")
     for op, variants, against, bar, worst_bar in BARS:
-        ratios = [r["ratio"] for r in rows if r["op"] == op and r["variant"] in variants and r["against"].startswith(against)]
+        ratios = [
+            r["ratio"] for r in rows if r["op"] == op and r["variant"] in variants and r["against"].startswith(against)
+        ]
         if not ratios:
             continue
         mean, worst = math.exp(statistics.fmean(map(math.log, ratios))), max(ratios)
@@ -230,11 +247,15 @@ def report(rows: list[dict]) -> None:
     threads = [r["ratio"] for r in rows if r["op"] == "threads"]
     if threads:
         mean = math.exp(statistics.fmean(map(math.log, threads)))
-        print(f"{'conv, one thread / all threads':58} {mean:8.3f} {min(threads):8.3f} {1.8:8.2f} {'met' if min(threads) >= 1.8 else 'MISSED'}")
+        print(
+            f"{'conv, one thread / all threads':58} {mean:8.3f} {min(threads):8.3f} {1.8:8.2f} {'met' if min(threads) >= 1.8 else 'MISSED'}"
+        )
     for r in rows:
         if r["op"] == "small":
             extra = (r["ms"] - r["against_ms"]) / 200 * 1e3
-            print(f"{'small forward, microseconds above nn.Conv2d':58} {extra:8.2f} {'':8} {15:8} {'met' if extra <= 15 else 'MISSED'}")
+            print(
+                f"{'small forward, microseconds above nn.Conv2d':58} {extra:8.2f} {'':8} {15:8} {'met' if extra <= 15 else 'MISSED'}"
+            )
 
 
 def processor() -> str:
@@ -250,7 +271,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--reps", type=int, default=9, help="rounds; a time is their median")
     parser.add_argument("--only", default="conv,depthwise,linear,threads,small,saved", help="comma-separated parts")
-    parser.add_argument("--out", type=Path, help="CSV file (default: results/<processor>/native_bars.csv beside this file)")
+    parser.add_argument(
+        "--out", type=Path, help="CSV file (default: results/<processor>/native_bars.csv beside this file)"
+    )
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(args.threads)
@@ -268,7 +291,10 @@ def main() -> None:
     rows += bench_small(args) if "small" in parts else []
     rows += bench_saved() if "saved" in parts else []
     report(rows)
-    out = args.out or Path(__file__).parent / "results" / processor().replace(" ", "_").replace("/", "_") / "native_bars.csv"
+    out = (
+        args.out
+        or Path(__file__).parent / "results" / processor().replace(" ", "_").replace("/", "_") / "native_bars.csv"
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     command = " ".join(["python", "benchmarks/native_bars.py", *sys.argv[1:]])
     isa = torch.ops.wat_kernels.native_isa("")

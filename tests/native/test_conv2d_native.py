@@ -77,7 +77,9 @@ def layout(tensor, kind):
         return view
     if kind == "strided channels_last":
         n, c, h, w = tensor.shape
-        larger = torch.full((n, c + 3, 2 * h, w + 1), math.nan, dtype=tensor.dtype).contiguous(memory_format=torch.channels_last)
+        larger = torch.full((n, c + 3, 2 * h, w + 1), math.nan, dtype=tensor.dtype).contiguous(
+            memory_format=torch.channels_last
+        )
         view = larger[:, 3:, ::2, 1:]
         view.copy_(tensor)
         return view
@@ -257,7 +259,9 @@ def test_long_equals_a_convolution_with_the_materialised_weight(case):
 
 def plain_case(x, weight, table=None, **changes):
     kernel = tuple(weight.shape[2:])
-    case = Case(x, weight, None, None, False, table or TapTable.identity(kernel), 7, None, 1, (1, 1), (1, 1, 1, 1), (1, 1), 1)
+    case = Case(
+        x, weight, None, None, False, table or TapTable.identity(kernel), 7, None, 1, (1, 1), (1, 1, 1, 1), (1, 1), 1
+    )
     return replace(case, **changes)
 
 
@@ -327,7 +331,9 @@ def test_masks_bit_for_bit(isa, shape):
     y = native(case)[0]  # (i, o, tap reversed)
     got = y.flip(2, 3).flatten(2).permute(1, 2, 0)
     assert torch.equal(got != 0, mask)
-    assert torch.equal(got[mask], torch.full((int(mask.sum()),), 1 / (1 - torch.tensor(amount, dtype=torch.float64))).float())
+    assert torch.equal(
+        got[mask], torch.full((int(mask.sum()),), 1 / (1 - torch.tensor(amount, dtype=torch.float64))).float()
+    )
 
 
 def test_tiles_of_a_materialised_weight_give_the_same_bits(isa):
@@ -388,7 +394,9 @@ def test_only_what_is_asked_for(mask):
     case = plain_case(torch.randn(2, 8, 6, 6), torch.randn(9, 8, 3, 3), gain=torch.randn(9))
     dy = torch.randn(2, 9, 6, 6)
     arguments = arguments_of(case)
-    everything = torch.ops.wat_kernels.shadow_conv2d_bwd.native(dy, case.x, case.weight, case.gain, *arguments, [True] * 4)
+    everything = torch.ops.wat_kernels.shadow_conv2d_bwd.native(
+        dy, case.x, case.weight, case.gain, *arguments, [True] * 4
+    )
     some = torch.ops.wat_kernels.shadow_conv2d_bwd.native(dy, case.x, case.weight, case.gain, *arguments, mask)
     for wanted, got, right in zip(mask, some, everything, strict=True):
         assert torch.equal(got, right) if wanted else got.shape == (0,)
@@ -430,7 +438,9 @@ except RuntimeError as error:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/statm")
-@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer aborts where memory runs out")
+@pytest.mark.skipif(
+    "libasan" in os.environ.get("LD_PRELOAD", ""), reason="AddressSanitizer aborts where memory runs out"
+)
 def test_no_memory_for_scratch_is_an_error_and_not_a_crash():
     out = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
