@@ -1,0 +1,49 @@
+"""What the README says can be typed works when typed."""
+
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import watnn
+from torch import nn
+from watnn.transforms import WAT
+
+README = Path(__file__).parent.parent.joinpath("README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_equivalent_is_equivalent():
+    conv, x, gain = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 6, 6), 1.5
+    layer = watnn.WATConv2d.from_module(conv, transform=WAT(), gain="layer")
+    nn.init.constant_(layer.gain, gain)
+    for key in range(10):
+        names = {
+            "F": F,
+            "conv": conv,
+            "x": x,
+            "gain": gain,
+            "transform": lambda _, key=key: watnn.shadow_weight(layer, key),
+        }
+        exec(BLOCKS[0], names)
+        with watnn.dom(layer, key=key):
+            torch.testing.assert_close(layer(x), names["y"])
+
+
+def test_the_tour_runs():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3)), torch.randn(2, 3, 8, 8)
+    names = {"model": model, "x": x, "train": lambda m: m(x).square().sum().backward()}
+    exec(BLOCKS[1], names)
+    assert not any(isinstance(module, watnn.WATConv2d) for module in names["model"].modules())
+
+
+def test_every_transform_is_named():
+    for name in watnn.transforms.__all__:
+        if name not in ("functional", "Transform", "GridTransform", "ElementwiseNoise"):
+            assert f"`{name}`" in README, name
+
+
+def test_pictures_and_folders_exist():
+    root = Path(__file__).parent.parent
+    for path in re.findall(r"\]\((docs/[^)]+)\)", README):
+        assert root.joinpath(path).is_file(), path
