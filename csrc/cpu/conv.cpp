@@ -273,9 +273,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const bool want_weight = mask[1] || mask[2] || want_dgain;
   int32_t dtype;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x_in.get(), &dtype));
-  Tensor none = allocate_vector(0, dtype);
+  const auto none = [dtype] { return allocate_vector(0, dtype); };  // results must not alias each other
   std::optional<Output> dx;
-  Tensor dweight = none, dbias = none, dgain = none;
+  Tensor dweight(nullptr), dbias(nullptr), dgain(nullptr);
   if (mask[0]) dx.emplace(p.N, p.C, p.H, p.W, a.channels_last, x_in);
   Shape4 dw_shape{};
   if (want_weight) {
@@ -319,7 +319,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     dgain = torch::stable::view(dgain, gain_in->sizes());
     if (gain_in->scalar_type() != ScalarType::Float) dgain = torch::stable::to(dgain, gain_in->scalar_type());
   }
-  return {dx ? dx->finish() : none, mask[1] ? dweight : none, dbias, dgain};
+  if (mask[1]) {
+    const Shape4 ws = shape_of(weight_in);
+    if (!is_dense(ws, false) && !is_dense(ws, true)) {  // some other order of strides, which torch would keep
+      Tensor like = torch::stable::empty_like(weight_in);
+      torch::stable::copy_(like, dweight);
+      dweight = like;
+    }
+  }
+  return {dx ? dx->finish() : none(), mask[1] ? dweight : none(), mask[2] ? dbias : none(), want_dgain ? dgain : none()};
 }
 
 }  // namespace

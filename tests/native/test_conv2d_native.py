@@ -468,3 +468,17 @@ def test_more_than_two_billion_elements():
     dweight, dbias = torch.ops.wat_kernels.shadow_conv2d_bwd.native(dy, x, weight, None, *arguments_of(case), mask)[1:3]
     torch.testing.assert_close(dweight[0, :, :2, :2], corner[0, :, -2:, -2:])
     assert torch.equal(dbias, torch.ones(2, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_opcheck(dtype, memory_format):
+    table = mixed_table(6, 3).on(torch.device("cpu"))
+    arguments = (torch.tensor(3), *table, [1, 2], [0, 1, 1, 1], [2, 1], 2, 2, 2, 0.3)
+    x = torch.randn(4, 4, 6, 7).to(dtype).contiguous(memory_format=memory_format)
+    weight, bias, gain = torch.randn(6, 2, 2, 3).to(dtype), torch.randn(6).to(dtype), torch.randn(6).to(dtype)
+    forward, backward = torch.ops.wat_kernels.shadow_conv2d.native, torch.ops.wat_kernels.shadow_conv2d_bwd.native
+    torch.library.opcheck(forward, (x, weight, bias, gain, *arguments))
+    dy = torch.randn_like(forward(x, weight, bias, gain, *arguments))
+    for mask in ([True] * 4, [False, True, False, False], [True, False, True, False]):
+        torch.library.opcheck(backward, (dy, x, weight, gain, *arguments, mask))
