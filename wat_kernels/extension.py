@@ -5,6 +5,7 @@ Importing this module never raises: a missing or broken library is a reason that
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ def _load(path: Path) -> Extension:
         torch.ops.load_library(str(path))
     except Exception as error:
         return Extension(False, f"{path.name} does not load: {error}")
+    wanted = os.environ.get("WAT_CPU_ISA")
+    if wanted and torch.ops.wat_kernels.native_isa("") != wanted:
+        return Extension(False, f"WAT_CPU_ISA={wanted!r} is not one of avx512, avx2, portable that this processor has")
     return Extension(True, str(path))
 
 

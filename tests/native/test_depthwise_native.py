@@ -38,7 +38,9 @@ def cases(draw):
     shadows = draw(st.sampled_from([1, 1, 2, 3]))
     batch = shadows * draw(st.sampled_from([0, 1, 1, 2, 3, 17]))
     span = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    size = [max(1, span[axis] - padding[2 * axis] - padding[2 * axis + 1] + draw(st.integers(0, 21))) for axis in (0, 1)]
+    size = [
+        max(1, span[axis] - padding[2 * axis] - padding[2 * axis + 1] + draw(st.integers(0, 21))) for axis in (0, 1)
+    ]
     channels = draw(CHANNELS)
     multiplier = draw(st.sampled_from([1, 1, 1, 2, 3]))
     dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16]))

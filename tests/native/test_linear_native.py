@@ -51,7 +51,9 @@ def layout(tensor, kind):
 
 
 LAYOUTS = st.sampled_from(["contiguous", "contiguous", "transposed", "strided", "offset"])
-SIZES = st.one_of(st.integers(1, 130), st.sampled_from([0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 255, 257, 300, 520]))
+SIZES = st.one_of(
+    st.integers(1, 130), st.sampled_from([0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 128, 255, 257, 300, 520])
+)
 
 
 @st.composite
@@ -212,7 +214,9 @@ def test_every_way_to_cut_the_weight(isa, shape, dtype):  # noqa: F811
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_bit_identical_for_any_number_of_threads_and_from_run_to_run(shape, dtype):
     rows, inputs, outputs = shape
-    case = Case(torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype), noise=Noise("multiplicative", 0.1))
+    case = Case(
+        torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype), noise=Noise("multiplicative", 0.1)
+    )
     grid = MatrixGrid([[1, 0, 3 << 16, 5 << 16], [0, 1, 0, 9 << 16]], [0.5, 0.5])
     some = 2 if rows % 2 == 0 else 1
     threads = torch.get_num_threads()
@@ -298,10 +302,14 @@ def test_what_a_shift_moves_outside_contributes_nothing(isa):  # noqa: F811
 def test_only_what_is_asked_for(isa):  # noqa: F811
     case = Case(torch.randn(33, 70), torch.randn(50, 70), gain=torch.randn(50), noise=Noise("dropconnect", 0.3))
     dy = dy_of(case)
-    whole = torch.ops.wat_kernels.shadow_linear_bwd.native(dy, case.x, case.weight, case.gain, *arguments_of(case), [True] * 4)
+    whole = torch.ops.wat_kernels.shadow_linear_bwd.native(
+        dy, case.x, case.weight, case.gain, *arguments_of(case), [True] * 4
+    )
     for bits in range(16):
         mask = [bool(bits >> i & 1) for i in range(4)]
-        grads = torch.ops.wat_kernels.shadow_linear_bwd.native(dy, case.x, case.weight, case.gain, *arguments_of(case), mask)
+        grads = torch.ops.wat_kernels.shadow_linear_bwd.native(
+            dy, case.x, case.weight, case.gain, *arguments_of(case), mask
+        )
         for wanted, got, right in zip(mask, grads, whole, strict=True):
             assert got.shape == (right.shape if wanted else (0,))
             assert not wanted or torch.allclose(got, right, rtol=1e-5, atol=1e-5)
