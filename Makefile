@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*/*) setup.py pyproject.toml
 
-.PHONY: demo test test-long lint format clean
+.PHONY: demo test test-long sanitize lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/watnn demo
@@ -14,6 +14,17 @@ test: $(VENV)/installed lint
 
 test-long: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# the suite of the compiled backend under AddressSanitizer and UBSan, in a copy of the tree so that the library in use stays
+SANITIZE := build/sanitize
+sanitize: $(VENV)/dependencies
+	rm -rf $(SANITIZE) && mkdir -p $(SANITIZE)
+	cp -r csrc wat_kernels python tests setup.py pyproject.toml README.md $(SANITIZE)
+	cd $(SANITIZE) && WAT_SANITIZE=address,undefined WAT_FORCE_NATIVE=1 $(abspath $(BIN))/python setup.py build_ext --inplace
+	cd $(SANITIZE) && OMP_NUM_THREADS=2 PYTHONPATH=.:python ASAN_OPTIONS=detect_leaks=0 \
+	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \
+	  $(abspath $(BIN))/python -m pytest tests/native -m "not long" -p no:cacheprovider
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -8,8 +8,11 @@ from torch.testing._internal.common_methods_invocations import op_db
 
 from tests.ops import oracle
 from tests.ops.cases import TOLERANCES, ConvCase, conv_cases
-from wat_kernels import Noise, TapTable, shadow_conv2d
+from wat_kernels import Noise, TapTable, dispatch, shadow_conv2d
 from wat_kernels.ops.conv2d import BACKENDS
+
+CALL = dispatch.Call("cpu", torch.float32, (3, 3), 8, 8)
+FUSED = [name for name, backend in BACKENDS.items() if name != "reference" and backend.supports(CALL)[0]]
 
 
 def run(case: ConvCase, backend: str):
@@ -101,7 +104,7 @@ def test_third_derivative():
     torch.testing.assert_close(*results)
 
 
-@pytest.mark.parametrize("backend", ["library"])
+@pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("op", ["shadow_conv2d", "shadow_conv2d_bwd"])
 def test_opcheck(op, backend):
     table = TapTable(torch.randn(3, 6, 6) * (torch.rand(3, 6, 6) < 0.4), [0.3, 0.3, 0.4]).on(torch.device("cpu"))
@@ -186,7 +189,8 @@ def test_thread_count_does_not_change_the_library():
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
-def test_nothing_but_x_weight_gain_and_key_is_saved():
+@pytest.mark.parametrize("backend", FUSED)
+def test_nothing_but_x_weight_gain_and_key_is_saved(backend):
     x, weight = torch.randn(4, 8, 6, 6, requires_grad=True), torch.randn(8, 8, 3, 3, requires_grad=True)
     gain, bias = torch.ones(8, requires_grad=True), torch.zeros(8, requires_grad=True)
     table = TapTable(torch.randn(9, 9, 9), [1 / 9] * 9)
@@ -220,5 +224,17 @@ def test_a_crop_may_start_beyond_a_small_image(size):
             torch.testing.assert_close(grad, right)
 
 
-def test_every_backend_of_the_build_is_tested_here():
-    assert {"library", "reference"} <= set(BACKENDS)
+@pytest.mark.parametrize("backend", FUSED)
+def test_second_derivatives_are_those_of_the_reference(backend):
+    shapes = ((4, 4, 5, 6), (6, 2, 3, 3), (6,), (6,))
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    table = TapTable(torch.randn(3, 9, 9) * (torch.rand(3, 9, 9) < 0.4), [0.3, 0.3, 0.4])
+    results = []
+    for name in (backend, "reference"):
+        x, weight, bias, gain = leaves
+        y = shadow_conv2d(x, weight, bias, table=table, key=5, gain=gain, groups=2, padding=1, shadows=2,
+                          noise=Noise("multiplicative", 0.2), backend=name)  # fmt: skip
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        results.append(torch.autograd.grad(sum(grad.square().sum() for grad in first), leaves, materialize_grads=True))
+    for ours, right in zip(*results, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-3, atol=1e-3 * float(right.abs().max()))

@@ -79,7 +79,7 @@ def test_autocast_takes_mixed_dtypes_and_sends_gradients_back_in_them():
     assert weight.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize("backend", ["reference", "library"])
+@pytest.mark.parametrize("backend", ["reference", "library", "auto"])
 def test_compiled_without_a_graph_break_equals_eager(backend):
     noise = Noise("multiplicative", 0.1)
 

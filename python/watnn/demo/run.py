@@ -71,7 +71,7 @@ def run(settings: Settings, command: str) -> int:
     console.print(_bullets(conclusion))
     console.print()
     verdict = "give the outputs of dom(key)" if same else "DIFFER from dom(key)"
-    console.print(f"exported DOM models {verdict}: largest relative difference {difference:.1e}")
+    console.print(f"exported DOM models {verdict}: relative error {difference:.0e}")
     document = {
         "command": command,
         "complete": complete,
@@ -137,10 +137,8 @@ def _progress(console: Console) -> Progress:
 
 
 def _line(result: SeedResult) -> str:
-    accuracies = ", ".join(
-        f"{VARIANTS[name].label} {metrics['aom']:.1f} %" for name, metrics in result.accuracy.items()
-    )
-    return f"seed {result.seed}: {accuracies} (AOM)"
+    accuracies = ", ".join(f"{VARIANTS[name].label} {metrics['aom']:.1f}" for name, metrics in result.accuracy.items())
+    return f"seed {result.seed}, AOM: {accuracies}"
 
 
 def _legend(settings: Settings, seeds: int) -> str:

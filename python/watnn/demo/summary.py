@@ -129,10 +129,10 @@ def _batch_norm(table: Mapping[str, Mapping[str, Score | None]]) -> str:
         }
         losses = {name: gap for name, gap in gaps.items() if gap < -1}
         if losses:
-            parts.append(f"in {mode.upper()}, {_by_variant(losses, '+.1f')}")
+            parts.append(f"in {mode.upper()} {_by_variant(losses, '+.1f')}")
     if not parts:
         return "BatchNorm statistics as training left them do as well as re-estimated ones, within a point."
-    return f"BatchNorm statistics as training left them, instead of re-estimated ones, cost {'; '.join(parts)}."
+    return f"BatchNorm statistics as training left them, instead of re-estimated ones: {'; '.join(parts)}."
 
 
 def cost_findings(

@@ -47,9 +47,9 @@ def output_size(
     return tuple((p - d * (k - 1) - 1) // s + 1 for p, k, s, d in zip(padded, kernel, stride, dilation, strict=True))
 
 
-def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """Of the output: channels_last if x or the weight is (and more than a matter of sizes of 1), as torch decides it."""
-    for tensor in (x, weight):
+def memory_format(*tensors: Tensor) -> torch.memory_format:
+    """channels_last if one of the tensors is (and not only because sizes are 1), as torch decides it for x and weight."""
+    for tensor in tensors:
         if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
             return torch.channels_last
     return torch.contiguous_format

@@ -235,7 +235,7 @@ def _bwd(
     dweight = unscaled.view(weight.shape).to(weight.dtype)
     return (
         torch.cat(x_parts).contiguous(memory_format=form) if needs_x else x.new_empty(0),
-        torch.empty_like(weight).copy_(dweight) if needs_weight else x.new_empty(0),
+        dweight.contiguous(memory_format=memory_format(weight)) if needs_weight else x.new_empty(0),
         dy.sum((0, 2, 3)) if needs_bias else x.new_empty(0),
         dgain,
     )

@@ -10,11 +10,11 @@ from wat_kernels import autograd, dispatch
 from wat_kernels.checks import autocast, check_noise, check_parameters, check_shadows
 from wat_kernels.draw import as_key
 from wat_kernels.noise import Noise
-from wat_kernels.ops.conv2d import library, reference, triton
+from wat_kernels.ops.conv2d import library, native, reference, triton
 from wat_kernels.ops.conv2d.geometry import output_size, pair, resolve_padding
 from wat_kernels.tap_table import TableTensors, TapTable
 
-BACKENDS = {"triton": triton, "library": library, "reference": reference}  # in order of speed
+BACKENDS = {"triton": triton, "native": native, "library": library, "reference": reference}  # in order of speed
 
 
 def shadow_conv2d(

@@ -29,7 +29,7 @@ def _fake_bwd(
 ):
     return (
         torch.empty_like(x, memory_format=memory_format(x, weight)) if mask[0] else x.new_empty(0),
-        torch.empty_like(weight) if mask[1] else x.new_empty(0),
+        torch.empty_like(weight, memory_format=memory_format(weight)) if mask[1] else x.new_empty(0),
         dy.new_empty(weight.shape[0]) if mask[2] else x.new_empty(0),
         torch.empty_like(gain) if mask[3] else x.new_empty(0),
     )

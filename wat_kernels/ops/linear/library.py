@@ -113,7 +113,7 @@ def _bwd(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     needs_x, needs_weight, needs_bias, needs_gain = mask
     dx = x.new_zeros(x.shape) if needs_x else x.new_empty(0)
-    dweight = torch.zeros_like(weight) if needs_weight else x.new_empty(0)
+    dweight = weight.new_zeros(weight.shape) if needs_weight else x.new_empty(0)
     dgain = weight.new_zeros(weight.shape[0]) if needs_gain else x.new_empty(0)
     spans = _spans(weight, key, grid_thresholds, grid, shadows)
     factors = _factors(weight, key, shadows, noise, amount)

@@ -9,9 +9,9 @@ from wat_kernels.checks import autocast, check_noise, check_parameters, check_sh
 from wat_kernels.draw import as_key
 from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise
-from wat_kernels.ops.linear import library, reference, triton
+from wat_kernels.ops.linear import library, native, reference, triton
 
-BACKENDS = {"triton": triton, "library": library, "reference": reference}  # in order of speed
+BACKENDS = {"triton": triton, "native": native, "library": library, "reference": reference}  # in order of speed
 
 
 def shadow_linear(

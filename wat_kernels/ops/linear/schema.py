@@ -19,7 +19,7 @@ def _fake_fwd(x, weight, bias, gain, key, grid_thresholds, grid, shadows, noise,
 def _fake_bwd(dy, x, weight, gain, key, grid_thresholds, grid, shadows, noise, amount, mask):
     return (
         x.new_empty(x.shape) if mask[0] else x.new_empty(0),
-        torch.empty_like(weight) if mask[1] else x.new_empty(0),
+        weight.new_empty(weight.shape) if mask[1] else x.new_empty(0),
         dy.new_empty(weight.shape[0]) if mask[2] else x.new_empty(0),
         torch.empty_like(gain) if mask[3] else x.new_empty(0),
     )

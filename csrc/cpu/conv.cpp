@@ -1,0 +1,339 @@
+// shadow_conv2d.native and shadow_conv2d_bwd.native: arguments in, ConvProblem filled, kernel of the instruction set
+// called. The kernels are in dense_*.h and depthwise_*.h.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstring>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "conv_problem.h"
+#include "dense.h"
+#include "depthwise.h"
+#include "memory.h"
+#include "threads.h"
+
+namespace wat {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+constexpr char kNoScratch[] = "shadow_conv2d.native: no memory for at most 2 MiB of scratch a thread";
+constexpr int64_t kTinyWork = int64_t{1} << 20;  // multiply-adds that one thread finishes before another wakes up
+
+struct Shape4 {
+  int64_t size[4], stride[4];
+};
+
+Shape4 shape_of(const Tensor& t) {
+  Shape4 shape;
+  const auto sizes = t.sizes(), strides = t.strides();
+  for (int d = 0; d < 4; ++d) shape.size[d] = sizes[d], shape.stride[d] = strides[d];
+  return shape;
+}
+
+Shape4 dense_shape(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last) {
+  const auto least = [](int64_t a) { return a > 1 ? a : 1; };  // as torch strides an empty tensor
+  if (channels_last) return {{n, c, h, w}, {least(h) * least(w) * least(c), 1, least(w) * least(c), least(c)}};
+  return {{n, c, h, w}, {least(c) * least(h) * least(w), least(h) * least(w), least(w), 1}};
+}
+
+bool is_dense(const Shape4& shape, bool channels_last) {
+  const Shape4 dense = dense_shape(shape.size[0], shape.size[1], shape.size[2], shape.size[3], channels_last);
+  for (int d = 0; d < 4; ++d) {
+    if (shape.size[d] == 0) return true;
+    if (shape.size[d] != 1 && shape.stride[d] != dense.stride[d]) return false;
+  }
+  return true;
+}
+
+// Dense in channels_last, and not only because sizes of 1 make the two formats one.
+bool is_channels_last(const Shape4& shape) { return is_dense(shape, true) && !is_dense(shape, false); }
+
+Tensor allocate(const Shape4& shape, const Tensor& like) {
+  AtenTensorHandle handle;
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, shape.size, shape.stride, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor tensor(handle);
+  huge_pages(tensor.data_ptr(), tensor.numel() * (dtype == aoti_torch_dtype_float32() ? 4 : 2));
+  return tensor;
+}
+
+Tensor allocate_vector(int64_t size, int32_t dtype) {
+  AtenTensorHandle handle;
+  const int64_t stride = 1;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(1, &size, &stride, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+// What kernels read or write: channels adjacent. Another layout passes through a channels_last copy.
+bool channels_adjacent(const Shape4& shape) { return shape.size[1] <= 1 || shape.stride[1] == 1; }
+
+Tensor with_adjacent_channels(const Tensor& t) {
+  const Shape4 shape = shape_of(t);
+  if (channels_adjacent(shape)) return t;
+  Tensor copy = allocate(dense_shape(shape.size[0], shape.size[1], shape.size[2], shape.size[3], true), t);
+  torch::stable::copy_(copy, t);
+  return copy;
+}
+
+// The result in the format it is promised in: itself, or what a kernel wrote to a channels_last copy of it.
+struct Output {
+  Tensor result, written;
+  Shape4 shape;  // of `written`
+  bool same;
+
+  Output(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last, const Tensor& like)
+      : result(nullptr), written(nullptr) {
+    shape = dense_shape(n, c, h, w, channels_last);
+    result = allocate(shape, like);
+    same = channels_adjacent(shape);
+    if (same) {
+      written = result;
+    } else {
+      shape = dense_shape(n, c, h, w, true);
+      written = allocate(shape, like);
+    }
+  }
+
+  Tensor finish() {
+    if (!same) torch::stable::copy_(result, written);
+    return result;
+  }
+};
+
+// fp32 copies of a small vector (bias, gain) where it is not fp32 and contiguous already.
+struct SmallVector {
+  std::optional<Tensor> held;
+  const float* data = nullptr;
+  int64_t count = 0;
+
+  explicit SmallVector(const std::optional<Tensor>& t) {
+    if (!t.has_value()) return;
+    count = t->numel();
+    held = *t;
+    if (held->scalar_type() != ScalarType::Float) held = torch::stable::to(*held, ScalarType::Float);
+    if (!held->is_contiguous()) held = torch::stable::contiguous(*held);
+    data = static_cast<const float*>(held->const_data_ptr());
+  }
+};
+
+// Dense in (i, tap) for each o, as dense_pack.h reads it; the strides of sizes of 1 made to fit.
+bool set_weight_strides(const Shape4& w, int64_t K, int64_t* w_o, int64_t* w_i, int64_t* w_t) {
+  *w_o = w.stride[0];
+  const bool taps_row_major = (w.size[3] == 1 || w.size[2] == 1 || w.stride[2] == w.size[3] * w.stride[3]);
+  if (!taps_row_major) return false;
+  *w_t = K == 1 ? 1 : w.size[3] > 1 ? w.stride[3] : w.stride[2];
+  *w_i = w.size[1] == 1 ? K : w.stride[1];
+  if (*w_t == 1 && (*w_i == K || w.size[1] == 1)) return true;
+  if (w.size[1] == 1) return false;
+  return *w_i == 1 && (K == 1 || *w_t >= w.size[1]);
+}
+
+struct Arguments {
+  Tensor x, weight;
+  SmallVector gain;
+  Tensor thresholds, taps, taps_t;
+  ConvProblem p{};
+  bool channels_last;  // of y and dx
+  Axis rows, columns;
+  int workers;
+
+  Arguments(const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& gain_in, const Tensor& key,
+            const Tensor& thresholds_in, const Tensor& taps_in, const Tensor& taps_t_in,
+            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
+            const std::vector<int64_t>& dilation, int64_t groups, int64_t shadows, int64_t noise, double amount)
+      : x(x_in),
+        weight(weight_in),
+        gain(gain_in),
+        thresholds(adjacent(thresholds_in)),
+        taps(adjacent(taps_in)),
+        taps_t(adjacent(taps_t_in)) {
+    STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "x and weight must have four dimensions");
+    const Shape4 xs = shape_of(x), ws = shape_of(weight);
+    const ScalarType dtype = x.scalar_type();
+    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+                    "shadow_conv2d.native takes float32 and bfloat16");
+    STD_TORCH_CHECK(weight.scalar_type() == dtype, "x and weight must have one dtype");
+    STD_TORCH_CHECK(groups >= 1 && ws.size[0] % groups == 0 && xs.size[1] == ws.size[1] * groups, "groups=", groups,
+                    " does not fit x of ", xs.size[1], " channels and weight of (", ws.size[0], ", ", ws.size[1], ")");
+    STD_TORCH_CHECK(shadows >= 1 && xs.size[0] % shadows == 0, "shadows=", shadows, " does not divide the batch of ",
+                    xs.size[0]);
+    STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2, "stride, padding, dilation");
+    STD_TORCH_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
+    channels_last = is_channels_last(xs) || is_channels_last(ws);
+    p.bf16 = dtype == ScalarType::BFloat16;
+    p.N = xs.size[0], p.C = xs.size[1], p.H = xs.size[2], p.W = xs.size[3];
+    p.O = ws.size[0], p.I = ws.size[1], p.kh = ws.size[2], p.kw = ws.size[3];
+    p.K = p.kh * p.kw;
+    p.groups = groups, p.og = p.O / groups;
+    p.stride_h = stride[0], p.stride_w = stride[1];
+    p.pad_top = padding[0], p.pad_left = padding[2];
+    p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+    p.OH = (p.H + padding[0] + padding[1] - p.dilation_h * (p.kh - 1) - 1) / p.stride_h + 1;
+    p.OW = (p.W + padding[2] + padding[3] - p.dilation_w * (p.kw - 1) - 1) / p.stride_w + 1;
+    STD_TORCH_CHECK(p.K >= 1 && p.K <= 4096, "a kernel of ", p.K, " taps; accepted are 1 to 4096");
+    STD_TORCH_CHECK(p.OH >= 0 && p.OW >= 0, "x is smaller than the kernel");
+    p.shadows = shadows, p.chunk = p.N / shadows;
+    rows = {p.H, p.OH, p.kh, p.stride_h, p.pad_top, p.dilation_h};
+    columns = {p.W, p.OW, p.kw, p.stride_w, p.pad_left, p.dilation_w};
+
+    if (!set_weight_strides(ws, p.K, &p.w_o, &p.w_i, &p.w_t)) {
+      weight = torch::stable::contiguous(weight);
+      set_weight_strides(shape_of(weight), p.K, &p.w_o, &p.w_i, &p.w_t);
+    }
+    p.weight = weight.const_data_ptr();
+    p.gain = gain.data, p.gain_count = gain.count;
+    STD_TORCH_CHECK(gain.count <= 1 || gain.count == p.O, "gain has ", gain.count, " elements; accepted are 1 and ", p.O);
+
+    p.key = static_cast<uint64_t>(*static_cast<const int64_t*>(key.const_data_ptr()));
+    STD_TORCH_CHECK(thresholds.scalar_type() == ScalarType::Long && taps.scalar_type() == ScalarType::Int &&
+                        taps_t.scalar_type() == ScalarType::Int && taps.dim() == 2 && taps_t.dim() == 2,
+                    "thresholds must be int64, taps and taps_t int32 with two dimensions");
+    p.rows = thresholds.numel();
+    p.ell_length = taps.size(1), p.ell_t_length = taps_t.size(1);
+    STD_TORCH_CHECK(p.rows >= 1 && taps.size(0) == p.rows && taps_t.size(0) == p.rows &&
+                        1 + p.K + 2 * p.K * ell_width(p.ell_length, p.K) == p.ell_length &&
+                        1 + p.K + 2 * p.K * ell_width(p.ell_t_length, p.K) == p.ell_t_length,
+                    "taps are for another kernel size than the weight's ", p.kh, "x", p.kw);
+    p.thresholds = static_cast<const int64_t*>(thresholds.const_data_ptr());
+    p.taps = static_cast<const int32_t*>(taps.const_data_ptr());
+    p.taps_t = static_cast<const int32_t*>(taps_t.const_data_ptr());
+    STD_TORCH_CHECK(noise >= 0 && noise <= 2, "noise=", noise, "; accepted are 0, 1 and 2");
+    p.noise = static_cast<int>(noise);
+    p.amount = amount;
+    workers = p.N * p.OH * p.OW * p.O * p.I * p.K < kTinyWork ? 1 : num_workers();
+  }
+
+  static Tensor adjacent(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+  void set_x(const Tensor& t) {
+    x = t;
+    const Shape4 s = shape_of(t);
+    p.x = t.const_data_ptr();
+    p.x_n = s.stride[0], p.x_h = s.stride[2], p.x_w = s.stride[3];
+  }
+
+  void set_y(const Shape4& s) { p.y_n = s.stride[0], p.y_h = s.stride[2], p.y_w = s.stride[3]; }
+
+  bool depthwise() const { return p.I == 1 && p.og == 1; }
+  bool empty() const { return p.N == 0 || p.OH == 0 || p.OW == 0 || p.O == 0; }
+};
+
+struct Plan {
+  std::vector<AxisClass> rows, columns;
+  DensePlan plan;
+  Plan(std::vector<AxisClass> r, std::vector<AxisClass> c, int workers) : rows(std::move(r)), columns(std::move(c)) {
+    plan = {rows.data(), columns.data(), static_cast<int>(rows.size()), static_cast<int>(columns.size()), workers};
+  }
+};
+
+Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Tensor> bias_in,
+               const std::optional<Tensor> gain_in, const Tensor key, const Tensor thresholds, const Tensor taps,
+               const Tensor taps_t, const std::vector<int64_t> stride, const std::vector<int64_t> padding,
+               const std::vector<int64_t> dilation, int64_t groups, int64_t shadows, int64_t noise, double amount) {
+  Arguments a(x_in, weight_in, gain_in, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows,
+              noise, amount);
+  ConvProblem& p = a.p;
+  const SmallVector bias(bias_in);
+  STD_TORCH_CHECK(bias.data == nullptr || bias.count == p.O, "bias has ", bias.count, " elements; accepted is ", p.O);
+  p.bias = bias.data;
+  Output y(p.N, p.O, p.OH, p.OW, a.channels_last, x_in);
+  if (a.empty()) return y.result;
+  a.set_x(with_adjacent_channels(x_in));
+  a.set_y(y.shape);
+  p.y = y.written.mutable_data_ptr();
+  const Plan plan(forward_classes(a.rows), forward_classes(a.columns), a.workers);
+  const auto run = a.depthwise() ? WAT_PICK(depthwise_forward) : WAT_PICK(dense_forward);
+  STD_TORCH_CHECK(run(p, plan.plan), kNoScratch);
+  return y.finish();
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor dy_in, const Tensor x_in, const Tensor weight_in, const std::optional<Tensor> gain_in, const Tensor key,
+    const Tensor thresholds, const Tensor taps, const Tensor taps_t, const std::vector<int64_t> stride,
+    const std::vector<int64_t> padding, const std::vector<int64_t> dilation, int64_t groups, int64_t shadows,
+    int64_t noise, double amount, const std::vector<bool> mask) {
+  Arguments a(x_in, weight_in, gain_in, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows,
+              noise, amount);
+  ConvProblem& p = a.p;
+  const int32_t float32 = aoti_torch_dtype_float32();
+  STD_TORCH_CHECK(mask.size() == 4, "mask must have four elements");
+  STD_TORCH_CHECK(dy_in.dim() == 4 && dy_in.size(0) == p.N && dy_in.size(1) == p.O && dy_in.size(2) == p.OH &&
+                      dy_in.size(3) == p.OW && dy_in.scalar_type() == x_in.scalar_type(),
+                  "dy must have the shape and dtype of y");
+  const bool want_dgain = mask[3] && gain_in.has_value();
+  const bool want_weight = mask[1] || mask[2] || want_dgain;
+  int32_t dtype;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x_in.get(), &dtype));
+  const auto none = [dtype] { return allocate_vector(0, dtype); };  // results must not alias each other
+  std::optional<Output> dx;
+  Tensor dweight(nullptr), dbias(nullptr), dgain(nullptr);
+  if (mask[0]) dx.emplace(p.N, p.C, p.H, p.W, a.channels_last, x_in);
+  Shape4 dw_shape{};
+  if (want_weight) {
+    const Shape4 ws = shape_of(weight_in);
+    dw_shape = dense_shape(p.O, p.I, p.kh, p.kw, is_channels_last(ws));
+    dweight = allocate(dw_shape, weight_in);
+    set_weight_strides(dw_shape, p.K, &p.dw_o, &p.dw_i, &p.dw_t);
+  }
+  if (mask[2]) dbias = allocate_vector(p.O, float32);
+  if (want_dgain) dgain = allocate_vector(p.gain_count, float32);
+
+  if (a.empty() || p.C == 0) {
+    if (dx) torch::stable::zero_(dx->result);
+    if (want_weight) torch::stable::zero_(dweight);
+    if (mask[2]) torch::stable::zero_(dbias);
+    if (want_dgain) torch::stable::zero_(dgain);
+    STD_TORCH_CHECK(a.empty() || !mask[2], "dbias of a convolution without input channels");
+  } else {
+    const Tensor dy = with_adjacent_channels(dy_in);
+    a.set_y(shape_of(dy));
+    p.dy = dy.const_data_ptr();
+    if (dx) {
+      p.dx = dx->written.mutable_data_ptr();
+      p.dx_n = dx->shape.stride[0], p.dx_h = dx->shape.stride[2], p.dx_w = dx->shape.stride[3];
+    }
+    if (want_weight) {
+      a.set_x(with_adjacent_channels(x_in));
+      p.dweight = dweight.mutable_data_ptr();
+      if (mask[2]) p.dbias = static_cast<float*>(dbias.mutable_data_ptr());
+      if (want_dgain) p.dgain = static_cast<float*>(dgain.mutable_data_ptr());
+    }
+    if (dx || a.depthwise()) {
+      const Plan plan(gradient_classes(a.rows), gradient_classes(a.columns), a.workers);
+      const auto run = a.depthwise() ? WAT_PICK(depthwise_backward) : WAT_PICK(dense_data_gradient);
+      STD_TORCH_CHECK(run(p, plan.plan), kNoScratch);
+    }
+    if (want_weight && !a.depthwise()) STD_TORCH_CHECK(WAT_PICK(dense_weight_gradient)(p, a.workers), kNoScratch);
+  }
+  if (mask[2] && p.bf16) dbias = torch::stable::to(dbias, ScalarType::BFloat16);
+  if (want_dgain) {
+    dgain = torch::stable::view(dgain, gain_in->sizes());
+    if (gain_in->scalar_type() != ScalarType::Float) dgain = torch::stable::to(dgain, gain_in->scalar_type());
+  }
+  if (mask[1]) {
+    const Shape4 ws = shape_of(weight_in);
+    if (!is_dense(ws, false) && !is_dense(ws, true)) {  // some other order of strides, which torch would keep
+      Tensor like = torch::stable::empty_like(weight_in);
+      torch::stable::copy_(like, dweight);
+      dweight = like;
+    }
+  }
+  return {dx ? dx->finish() : none(), mask[1] ? dweight : none(), mask[2] ? dbias : none(), want_dgain ? dgain : none()};
+}
+
+}  // namespace
+}  // namespace wat
+
+STABLE_TORCH_LIBRARY_IMPL(wat_kernels, CPU, m) {
+  m.impl("shadow_conv2d.native", TORCH_BOX(&wat::forward));
+  m.impl("shadow_conv2d_bwd.native", TORCH_BOX(&wat::backward));
+}

@@ -1,0 +1,327 @@
+// Weight gradient. Include after target_*.h.
+//
+// A task owns dPW of one block of output channels by a few register tiles of input channels, for all shadows and all
+// pixels: nothing is reduced across threads, so the result does not depend on them. Pixels come in blocks whose dy is
+// packed into the first cache; for each active tap a list of (dy, x) pairs names the pixels that do not fall on padding.
+#pragma once
+
+#include "dense.h"
+#include "dense_pack.h"
+#include "dense_tile.h"
+#include "threads.h"
+
+namespace wat::WAT_ISA {
+
+constexpr int64_t kGradientPixels = 192;         // pixels of a block
+constexpr int64_t kListBytes = 256 << 10;        // lists of one block
+constexpr int64_t kGradientBytes = 512 << 10;    // dSW of a task; and again for dPW
+constexpr int64_t kTilesATask = 2;               // input-channel tiles that share one packed dy
+
+template <class T>
+struct WeightGradient {
+  const ConvProblem& p;
+  int workers;
+  int64_t blocks;           // of output channels in a group
+  int64_t tile_rows;        // most input channels of a tile
+  int64_t tiles;            // input-channel tiles of a group
+  int64_t tile_groups;      // tasks along the input channels
+  int64_t most_inputs;      // of a task
+  int64_t pixels;           // of a block
+  int64_t images, lines, columns;  // a block of pixels: whole images, or lines of one, or a piece of one line
+
+  WeightGradient(const ConvProblem& problem, int the_workers) : p(problem), workers(the_workers) {
+    blocks = (p.og + kLanes - 1) / kLanes;
+    tile_rows = max64(1, min64(kTileRows, kGradientBytes / (p.K * kLanes * static_cast<int64_t>(sizeof(float)))));
+    tiles = (p.I + tile_rows - 1) / tile_rows;
+    const int64_t together = tile_rows < kTileRows ? 1 : kTilesATask;
+    tile_groups = (tiles + together - 1) / together;
+    most_inputs = 0;
+    for (int64_t i = 0; i < tile_groups; ++i) {
+      most_inputs = max64(most_inputs, input_of_tile(last_tile(i)) - input_of_tile(first_tile(i)));
+    }
+    pixels = min64(kGradientPixels, max64(4, kListBytes / (p.K * static_cast<int64_t>(sizeof(PixelPair)))));
+    columns = min64(p.OW, pixels);
+    lines = max64(1, min64(p.OH, pixels / columns));
+    images = p.OH * p.OW <= pixels ? max64(1, min64(p.chunk, pixels / (p.OH * p.OW))) : 1;
+  }
+
+  int64_t first_tile(int64_t tile_group) const { return tile_group * tiles / tile_groups; }
+  int64_t last_tile(int64_t tile_group) const { return (tile_group + 1) * tiles / tile_groups; }
+  int64_t input_of_tile(int64_t tile) const { return tile * p.I / tiles; }
+
+  struct Room {
+    float* dsw;      // (active tap, inputs, kLanes)
+    float* dpw;      // (inputs, K, kLanes) or (K, inputs, kLanes), as the weight lies in memory
+    float* dy;       // (pixels, kLanes)
+    float* pack;
+    float* column_sums;  // (kLanes,) of dy
+    PixelPair* pairs;    // (active tap, pixels)
+    int64_t* counts;     // (active tap,): pairs of one image, or of the block
+    int64_t* ranges;     // (2 * (kh + kw),): what the lists were made for
+  };
+
+  size_t worker_bytes() const {
+    const int64_t floats = 2 * p.K * most_inputs * kLanes + pixels * kLanes + pack_scratch(p) + kLanes;
+    const size_t bytes = floats * sizeof(float) + p.K * pixels * sizeof(PixelPair) +
+                         (p.K + 2 * (p.kh + p.kw) + 4) * sizeof(int64_t);
+    return (bytes + 63) / 64 * 64;
+  }
+
+  Room room_of(char* memory) const {
+    Room room;
+    room.dsw = reinterpret_cast<float*>(memory);
+    room.dpw = room.dsw + p.K * most_inputs * kLanes;
+    room.dy = room.dpw + p.K * most_inputs * kLanes;
+    room.column_sums = room.dy + pixels * kLanes;
+    room.pack = room.column_sums + kLanes;
+    room.pairs = reinterpret_cast<PixelPair*>(room.pack + pack_scratch(p));
+    room.counts = reinterpret_cast<int64_t*>(room.pairs + p.K * pixels);
+    room.ranges = room.counts + p.K;
+    return room;
+  }
+
+  // Output positions o of [begin, end) whose input origin + o * stride lies in [0, size), relative to begin.
+  static void clip(int64_t begin, int64_t end, int64_t origin, int64_t stride, int64_t size, int64_t* range) {
+    const int64_t low = origin >= 0 ? 0 : (-origin + stride - 1) / stride;
+    const int64_t high = origin >= size ? 0 : (size - 1 - origin) / stride + 1;
+    range[0] = max64(low, begin) - begin;
+    range[1] = max64(range[0], min64(high, end) - begin);
+  }
+
+  // Lists for a block of lines [h0, h1) and columns [w0, w1); remade only when they differ from the last block's.
+  void make_lists(const TapRow& row, int64_t h0, int64_t h1, int64_t w0, int64_t w1, int vectors, bool* valid,
+                  const Room& room) const {
+    bool same = *valid;
+    int64_t* known = room.ranges;
+    const auto note = [&](int64_t value) {
+      same = same && *known == value;
+      *known++ = value;
+    };
+    for (int64_t r = 0; r < p.kh; ++r) {
+      int64_t range[2];
+      clip(h0, h1, r * p.dilation_h - p.pad_top, p.stride_h, p.H, range);
+      note(range[0]), note(range[1]);
+    }
+    for (int64_t c = 0; c < p.kw; ++c) {
+      int64_t range[2];
+      clip(w0, w1, c * p.dilation_w - p.pad_left, p.stride_w, p.W, range);
+      note(range[0]), note(range[1]);
+    }
+    note(w1 - w0), note(h1 - h0);
+    if (same) return;
+    *valid = true;
+    const int64_t lanes = vectors * Vec::width, width = w1 - w0;
+    const int active = tap_count(row);
+    for (int j = 0; j < active; ++j) {
+      const int64_t tap = tap_output(row, j), r = tap / p.kw, c = tap % p.kw;
+      const int64_t* high = room.ranges + 2 * r;
+      const int64_t* wide = room.ranges + 2 * (p.kh + c);
+      PixelPair* pair = room.pairs + j * pixels;
+      for (int64_t n = 0; n < images; ++n) {
+        for (int64_t h = high[0]; h < high[1]; ++h) {
+          for (int64_t w = wide[0]; w < wide[1]; ++w) {
+            pair->dy = ((n * (h1 - h0) + h) * width + w) * lanes;
+            pair->x = n * p.x_n + (h * p.stride_h + r * p.dilation_h) * p.x_h + (w * p.stride_w + c * p.dilation_w) * p.x_w;
+            ++pair;
+          }
+        }
+        if (n == 0) room.counts[j] = pair - (room.pairs + j * pixels);
+        if (room.counts[j] == 0) break;
+      }
+    }
+  }
+
+  void pack_dy(int64_t o, int64_t count, int64_t n0, int64_t n1, int64_t h0, int64_t h1, int64_t w0, int64_t w1,
+               int vectors, bool sums, const Room& room) const {
+    float* to = room.dy;
+    Vec total[kTileVectors];
+    for (int v = 0; v < vectors; ++v) total[v] = Vec::load(room.column_sums + v * Vec::width);
+    for (int64_t n = n0; n < n1; ++n) {
+      for (int64_t h = h0; h < h1; ++h) {
+        const T* from = static_cast<const T*>(p.dy) + n * p.y_n + h * p.y_h + w0 * p.y_w + o;
+        for (int64_t w = w0; w < w1; ++w, from += p.y_w, to += vectors * Vec::width) {
+          for (int v = 0; v < vectors; ++v) {
+            const int64_t left = count - v * Vec::width;
+            const Vec value = left >= Vec::width ? load_vec(from + v * Vec::width)
+                                                 : load_vec(from + v * Vec::width, static_cast<int>(left));
+            value.store(to + v * Vec::width);
+            if (sums) total[v] = total[v] + value;
+          }
+        }
+      }
+    }
+    for (int v = 0; v < vectors; ++v) total[v].store(room.column_sums + v * Vec::width);
+  }
+
+  // dSW of one shadow, into room.dsw.
+  void accumulate(const TapRow& row, int64_t shadow, int64_t group, int64_t block, int64_t tile_group, bool sums,
+                  bool* lists_valid, const Room& room) const {
+    const int64_t o = group * p.og + block * kLanes, count = min64(kLanes, p.og - block * kLanes);
+    const int vectors = count <= Vec::width ? 1 : kTileVectors;
+    const int64_t lanes = vectors * Vec::width;
+    const int64_t i0 = input_of_tile(first_tile(tile_group)), inputs = input_of_tile(last_tile(tile_group)) - i0;
+    const int active = tap_count(row);
+    bool first = true;
+    for (int64_t h0 = 0; h0 < p.OH; h0 += lines) {
+      const int64_t h1 = min64(h0 + lines, p.OH);
+      for (int64_t w0 = 0; w0 < p.OW; w0 += columns) {
+        const int64_t w1 = min64(w0 + columns, p.OW);
+        make_lists(row, h0, h1, w0, w1, vectors, lists_valid, room);
+        for (int64_t n0 = shadow * p.chunk; n0 < (shadow + 1) * p.chunk; n0 += images) {
+          const int64_t n1 = min64(n0 + images, (shadow + 1) * p.chunk);
+          pack_dy(o, count, n0, n1, h0, h1, w0, w1, vectors, sums, room);
+          const T* x = static_cast<const T*>(p.x) + n0 * p.x_n + (h0 * p.stride_h - p.pad_top) * p.x_h +
+                       (w0 * p.stride_w - p.pad_left) * p.x_w + group * p.I;
+          for (int j = 0; j < active; ++j) {
+            for (int64_t tile = first_tile(tile_group); tile < last_tile(tile_group); ++tile) {
+              const int64_t i = input_of_tile(tile);
+              const int size = static_cast<int>(input_of_tile(tile + 1) - i);
+              outer_tile_of<T>(size, vectors)(x + i, room.dy, room.pairs + j * pixels, room.counts[j] * (n1 - n0),
+                                              room.dsw + (j * inputs + i - i0) * lanes, lanes, first);
+            }
+          }
+          first = false;
+        }
+      }
+    }
+    if (first) memset(room.dsw, 0, sizeof(float) * active * inputs * lanes);
+  }
+
+  // dPW (+)= M^T (dSW * eps)
+  void transpose_taps(const TapRow& row, const TapRow& row_t, const NoiseStream& noise, int64_t o, int64_t count,
+                      int vectors, int64_t i0, int64_t inputs, bool first, const Room& room) const {
+    const int64_t lanes = vectors * Vec::width;
+    const int active = tap_count(row);
+    if (p.noise) {
+      float* eps = room.pack;
+      float* made = room.pack + kNoiseChannels * Vec::width;
+      for (int j = 0; j < active; ++j) {
+        for (int v = 0; v < vectors; ++v) {
+          const int outputs = static_cast<int>(min64(Vec::width, count - v * Vec::width));
+          noise_block(p, noise, o + v * Vec::width, outputs, i0, inputs, tap_output(row, j), made, eps);
+          for (int64_t i = 0; i < inputs; ++i) {
+            float* at = room.dsw + (j * inputs + i) * lanes + v * Vec::width;
+            (Vec::load(at) * Vec::load(eps + i * Vec::width)).store(at);
+          }
+        }
+      }
+    }
+    int64_t* slot = room.counts;  // of each output tap; the lists are remade after this
+    for (int j = 0; j < active; ++j) slot[tap_output(row, j)] = j;
+    const bool taps_fastest = p.dw_t == 1;
+    const int64_t step_i = (taps_fastest ? p.K : 1) * lanes, step_tap = (taps_fastest ? 1 : inputs) * lanes;
+    if (first && tap_count(row_t) < p.K) memset(room.dpw, 0, sizeof(float) * p.K * inputs * lanes);
+    const int reached = tap_count(row_t);
+    for (int j = 0; j < reached; ++j) {
+      const int entries = tap_entries(row_t, j);
+      float* to = room.dpw + tap_output(row_t, j) * step_tap;
+      for (int e = 0; e < entries; ++e) {
+        const float* from = room.dsw + slot[tap_input(row_t, j, e)] * inputs * lanes;
+        const Vec coefficient = Vec::set(tap_coefficient(row_t, j, e));
+        const bool fresh = first && e == 0;
+        for (int64_t i = 0; i < inputs; ++i) {
+          for (int64_t l = 0; l < lanes; l += Vec::width) {
+            Vec value = Vec::load(from + i * lanes + l) * coefficient;
+            if (!fresh) value = value + Vec::load(to + i * step_i + l);
+            value.store(to + i * step_i + l);
+          }
+        }
+      }
+    }
+  }
+
+  // room.dpw, transposed and times the gain, to dweight; <PW, dPW> of each output channel to `gain_sums`.
+  void write(int64_t o, int64_t count, int vectors, int64_t i0, int64_t inputs, float* gain_sums, const Room& room) const {
+    const bool taps_fastest = p.dw_t == 1;
+    const int64_t lanes = vectors * Vec::width;
+    const int64_t runs = taps_fastest ? 1 : p.K, length = taps_fastest ? inputs * p.K : inputs;
+    for (int v = 0; v < vectors; ++v) {
+      const int outputs = static_cast<int>(min64(Vec::width, count - v * Vec::width));
+      Vec dot[Vec::width];
+      for (int r = 0; r < Vec::width; ++r) dot[r] = Vec::zero();
+      for (int64_t run = 0; run < runs; ++run) {
+        const float* from = room.dpw + run * inputs * lanes + v * Vec::width;
+        for (int64_t c = 0; c < length; c += Vec::width) {
+          const int n = static_cast<int>(min64(Vec::width, length - c));
+          Vec rows[Vec::width];
+          for (int r = 0; r < Vec::width; ++r) rows[r] = r < n ? Vec::load(from + (c + r) * lanes) : Vec::zero();
+          transpose(rows);
+          for (int r = 0; r < outputs; ++r) {
+            const int64_t at = o + v * Vec::width + r;
+            if (gain_sums) {
+              const T* weight = static_cast<const T*>(p.weight) + at * p.w_o + i0 * p.w_i + run * p.w_t + c;
+              dot[r] = fma(n == Vec::width ? load_vec(weight) : load_vec(weight, n), rows[r], dot[r]);
+            }
+            Vec value = rows[r];
+            if (p.gain) value = value * Vec::set(p.gain[p.gain_count == 1 ? 0 : at]);
+            T* to = static_cast<T*>(p.dweight) + at * p.dw_o + i0 * p.dw_i + run * p.dw_t + c;
+            if (n == Vec::width) {
+              store_vec(to, value);
+            } else {
+              store_vec(to, value, n);
+            }
+          }
+        }
+      }
+      if (gain_sums) {
+        for (int r = 0; r < outputs; ++r) gain_sums[v * Vec::width + r] = sum(dot[r]);
+      }
+    }
+  }
+
+  void run_task(int64_t task, char* memory, float* gain_sums) const {
+    const Room room = room_of(memory);
+    const int64_t tile_group = task % tile_groups;
+    const int64_t block = task / tile_groups % blocks;
+    const int64_t group = task / tile_groups / blocks;
+    const int64_t o = group * p.og + block * kLanes, count = min64(kLanes, p.og - block * kLanes);
+    const int vectors = count <= Vec::width ? 1 : kTileVectors;
+    const int64_t i0 = input_of_tile(first_tile(tile_group)), inputs = input_of_tile(last_tile(tile_group)) - i0;
+    const bool sums = p.dbias != nullptr && tile_group == 0;
+    for (int l = 0; l < kLanes; ++l) room.column_sums[l] = 0.0f;
+    for (int64_t shadow = 0; shadow < p.shadows; ++shadow) {
+      const int64_t row_index = shadow_row(p, shadow);
+      const TapRow row = forward_taps(p, row_index), row_t = transposed_taps(p, row_index);
+      bool lists_valid = false;
+      accumulate(row, shadow, group, block, tile_group, sums, &lists_valid, room);
+      const NoiseStream noise = noise_stream(p.noise, p.amount, p.key, shadow);
+      transpose_taps(row, row_t, noise, o, count, vectors, i0, inputs, shadow == 0, room);
+    }
+    if (sums) {
+      for (int64_t l = 0; l < count; ++l) p.dbias[o + l] = room.column_sums[l];
+    }
+    write(o, count, vectors, i0, inputs, gain_sums ? gain_sums + task * kLanes : nullptr, room);
+  }
+
+  bool run() const {
+    const int64_t tasks = p.groups * blocks * tile_groups;
+    const size_t bytes = worker_bytes();
+    const size_t gain_bytes = p.dgain ? tasks * kLanes * sizeof(float) : 0;
+    const int used = static_cast<int>(min64(workers, tasks));
+    char* memory = static_cast<char*>(scratch(bytes * used + gain_bytes));
+    if (memory == nullptr) return false;
+    float* gain_sums = p.dgain ? reinterpret_cast<float*>(memory + bytes * used) : nullptr;
+    auto work = [&](int worker, int64_t task) { run_task(task, memory + worker * bytes, gain_sums); };
+    for_each_task(tasks, used, work);
+    if (gain_sums) {
+      double total = 0;
+      for (int64_t o = 0; o < p.O; ++o) {
+        double channel = 0;
+        for (int64_t t = 0; t < tile_groups; ++t) {
+          const int64_t block = o / p.og * blocks + o % p.og / kLanes;
+          channel += gain_sums[(block * tile_groups + t) * kLanes + o % p.og % kLanes];
+        }
+        if (p.gain_count > 1) p.dgain[o] = static_cast<float>(channel);
+        total += channel;
+      }
+      if (p.gain_count == 1) p.dgain[0] = static_cast<float>(total);
+    }
+    return true;
+  }
+};
+
+bool dense_weight_gradient(const ConvProblem& p, int workers) {
+  return p.bf16 ? WeightGradient<uint16_t>(p, workers).run() : WeightGradient<float>(p, workers).run();
+}
+
+}  // namespace wat::WAT_ISA

@@ -1,0 +1,78 @@
+// All sizes, strides and pointers of one linear call, filled once in linear.cpp and passed by const reference.
+//
+//   y (rows, out) = gain * x (rows, in) SW^T + bias,  SW (out, in) = grid(weight) * eps
+#pragma once
+
+#include <cstdint>
+
+#include "../common/philox.h"
+#include "../common/tap_table.h"
+#include "isa.h"
+
+namespace wat {
+
+// One row of `grid` as one shadow draws it: SW[o, i] = A[flip_out ? out-1-o : o, flip_in ? in-1-i : i] and
+// A[o, i] = weight[o - shift_out, i - shift_in], nothing outside.
+struct GridDraw {
+  int64_t shift_out = 0, shift_in = 0;
+  bool flip_out = false, flip_in = false;
+};
+
+struct LinearProblem {
+  int64_t rows, in, out;
+  int64_t shadows, chunk;  // chunk = rows / shadows rows use one shadow
+
+  // The last dimension of every tensor is adjacent; *_row is the stride of the first one in elements.
+  // bf16 = false: float, true: uint16_t holding bf16.
+  bool bf16;
+  const void* x;
+  const void* dy;
+  void* y;
+  void* dx;  // nullptr: not wanted
+  int64_t x_row, dy_row, y_row, dx_row;
+  const void* weight;
+  void* dweight;  // nullptr: not wanted
+  int64_t weight_row, dweight_row;
+  const float* bias;  // (out,) or nullptr
+  const float* gain;  // (gain_count,) or nullptr
+  int64_t gain_count;
+  float* dbias;          // (out,) or nullptr
+  float* dgain_partial;  // (column blocks, out): sums of weight * G over each block of columns, or nullptr
+
+  uint64_t key;
+  const int64_t* thresholds;  // of the grid, or nullptr
+  const int64_t* grid;        // (grid_rows, 4): flip_out, flip_in, M_out, M_in
+  int64_t grid_rows;
+  int noise;  // Noise
+  double amount;
+};
+
+// Columns that one task of the backward pass owns. A function of the shape alone, so that sums over blocks come out the
+// same for any number of threads.
+static inline int64_t linear_column_block(const LinearProblem& p) { return p.in >= 1024 ? 128 : 32; }
+static inline int64_t linear_column_blocks(const LinearProblem& p) {
+  return (p.in + linear_column_block(p) - 1) / linear_column_block(p);
+}
+
+// A shift of at most M / 2^16, rounded to the nearest whole number, from the upper 24 bits of a word.
+static inline int64_t grid_shift(int64_t m, uint32_t word) {
+  return ((((2 * m) * static_cast<int64_t>(word >> 8)) >> 24) - m + 32768) >> 16;
+}
+
+static inline GridDraw grid_draw(const LinearProblem& p, int64_t shadow) {
+  GridDraw draw;
+  if (p.grid == nullptr) return draw;
+  const Philox4 words = row_words(p.key, static_cast<uint32_t>(shadow));
+  const int64_t* row = p.grid + 4 * row_of_word(p.thresholds, p.grid_rows, words.word[0]);
+  draw.flip_out = row[0] != 0;
+  draw.flip_in = row[1] != 0;
+  draw.shift_out = grid_shift(row[2], words.word[1]);
+  draw.shift_in = grid_shift(row[3], words.word[2]);
+  return draw;
+}
+
+// False when scratch memory runs out.
+WAT_DECLARE(bool linear_forward(const LinearProblem& p))
+WAT_DECLARE(bool linear_backward(const LinearProblem& p))
+
+}  // namespace wat

@@ -1,0 +1,6 @@
+#include "linear.h"
+#include "threads.h"
+
+#include "target_portable.h"
+
+#include "linear_backward.h"

@@ -1,0 +1,26 @@
+"""The C++ CPU backend: an indirect-convolution GEMM through which SW passes as a packed, cache-sized panel.
+
+The kernels are in csrc/cpu; they register `shadow_conv2d.native` and its backward when the extension is loaded.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from wat_kernels.dispatch import Call
+from wat_kernels.extension import NATIVE
+
+_MOST_TAPS = 4096  # of the scratch bound: a panel of more would not fit 2 MiB
+
+
+def supports(call: Call) -> tuple[bool, str]:
+    if not NATIVE.available:
+        return False, NATIVE.reason
+    if call.device != "cpu":
+        return False, f"x is on {call.device}, this backend runs on the CPU"
+    if call.dtype not in (torch.float32, torch.bfloat16):
+        return False, f"{call.dtype} is not float32 or bfloat16"
+    taps = math.prod(call.kernel)
+    return taps <= _MOST_TAPS, f"a kernel of {taps} taps is larger than {_MOST_TAPS}"
