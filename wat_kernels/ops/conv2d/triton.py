@@ -56,6 +56,8 @@ def _image_fits(columns: str):
     def fits(a: dict) -> bool:
         if a["NOISE"] == 1 and a["BM"] * a["BN"] * a["BK"] > 128 * 128 * 32:  # Gaussian noise: registers
             return False
+        if a["weight"].element_size() == 4 and a["PRECISION"] == "ieee" and a["BK"] > 16:
+            return False  # without matrix units all of a step's operands are in registers
         stages = (a["BM"] + min(a["WIDTH"], 4) * a["BN"]) * a["BK"] * a["weight"].element_size() * a["num_stages"]
         return a["BN"] <= max(32, 2 * a[columns]) and (a["WIDTH"] == 1 or stages <= 160 * 1024)
 
@@ -63,6 +65,8 @@ def _image_fits(columns: str):
 
 
 def _weight_fits(a: dict) -> bool:
+    if a["NOISE"] == 1 and a["BO"] * a["BI"] * a["BP"] > 64 * 64 * 32:  # Gaussian noise: registers
+        return False
     return a["BO"] <= max(64, 2 * a["out_channels"]) and a["BI"] <= max(32, 2 * a["in_channels"])
 
 

@@ -52,6 +52,8 @@ def _row_fits(columns: str):
     def fits(a: dict) -> bool:
         if (a["NOISE"] or a["GRID"]) and a["BM"] * a["BN"] > 128 * 128:
             return False
+        if a["GRID"] and a["BM"] > 128:
+            return False
         return a["BN"] <= max(64, 2 * a[columns]) and a["BM"] <= max(64, 2 * a["chunk"])
 
     return fits
