@@ -69,11 +69,19 @@ def cases() -> Iterator[Case]:
     """Every kernel with every configuration that tuning may choose for it: all variants in bf16, the plain one in the other dtypes."""
     for dtype in DTYPES:
         for variant in CONV_VARIANTS if dtype == "bf16" else ["plain"]:
-            for name, tuned, arguments in _conv2d(DTYPES[dtype], *CONV_VARIANTS[variant]):
+            for name, tuned, given in _conv2d(DTYPES[dtype], *CONV_VARIANTS[variant]):
+                arguments = _with_precision(tuned, given, dtype)
                 yield from (Case(name, variant, dtype, c, tuned, arguments) for c in tuned.suited(arguments))
         for variant in LINEAR_VARIANTS if dtype == "bf16" else ["plain"]:
-            for name, tuned, arguments in _linear(DTYPES[dtype], *LINEAR_VARIANTS[variant]):
+            for name, tuned, given in _linear(DTYPES[dtype], *LINEAR_VARIANTS[variant]):
+                arguments = _with_precision(tuned, given, dtype)
                 yield from (Case(name, variant, dtype, c, tuned, arguments) for c in tuned.suited(arguments))
+
+
+def _with_precision(tuned: Tuned, arguments: tuple, dtype: str) -> tuple:
+    """The arguments with what `dtype` says of TF32, whatever torch's switches say."""
+    place = tuned.kernel.arg_names.index("PRECISION")
+    return (*arguments[:place], "tf32" if dtype == "tf32" else "ieee", *arguments[place + 1 :])
 
 
 def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -110,8 +118,6 @@ def compile_case(case: Case, chip: Chip) -> Report:
     """Compiles as a launch on this chip would: with the specialisations that the arguments allow."""
     kernel = case.tuned.kernel
     values = {**dict(zip(kernel.arg_names, case.arguments, strict=False)), **case.config.kwargs}
-    if case.dtype in ("fp32", "tf32"):
-        values["PRECISION"] = "tf32" if case.dtype == "tf32" else "ieee"
     signature, constants, attributes = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
         value = values[parameter.name]

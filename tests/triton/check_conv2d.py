@@ -43,7 +43,7 @@ def check_case(case: ConvCase, dtype):
 
 
 @given(case=conv_cases())
-@settings(max_examples=3, **SLOW)
+@settings(max_examples=2, **SLOW)
 def test_random_arguments(case):
     check_case(case, torch.float32)
 
@@ -70,7 +70,7 @@ TRANSLATIONS = translations()
 
 
 @pytest.mark.parametrize(
-    ("channels", "noise"), [*(((40, 36), noise) for noise in NOISES), *(((35, 33), noise) for noise in NOISES[1:])]
+    ("channels", "noise"), [*(((40, 36), noise) for noise in NOISES), *(((35, 33), noise) for noise in NOISES[1:2])]
 )
 def test_several_tiles_of_everything(channels, noise):
     """More pixels, channels and chunks than one tile holds; 40 input channels take the packed noise, 35 do not."""
