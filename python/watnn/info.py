@@ -86,7 +86,7 @@ def backend_in_use(op: str, device: str) -> str:
     Raises ValueError when WAT_BACKEND names no backend, RuntimeError when it names one that cannot run.
     """
     backends, call = _backends_and_call(op, device)
-    return dispatch.choose(op, backends, "auto", call)
+    return dispatch.choose(op, backends, "auto", dispatch.environment(), call)
 
 
 def _backends_and_call(op: str, device: str) -> tuple[Mapping[str, dispatch.Backend], dispatch.Call]:
