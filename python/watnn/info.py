@@ -24,7 +24,9 @@ _OPS = (
 
 _ENVIRONMENT = {
     "WAT_BACKEND": "overrides backend='auto' in every op",
+    "WAT_CPU_ISA": "avx512, avx2 or portable: the instruction set of the native backend",
     "WAT_SKIP_NATIVE": "1 at install time: no compiled CPU backend",
+    "WAT_FORCE_NATIVE": "1 at install time: fail where the native backend does not build",
     "OMP_NUM_THREADS": "CPU threads of torch",
 }
 
