@@ -37,6 +37,19 @@ def test_the_tour_runs():
     assert not any(isinstance(module, watnn.WATConv2d) for module in names["model"].modules())
 
 
+def test_the_recalibration_runs():
+    model = watnn.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)), WAT())
+    x = torch.randn(8, 3, 6, 6)
+    exec(BLOCKS[2], {"watnn": watnn, "torch": torch, "model": model, "loader": [x]})
+    torch.testing.assert_close(model[1].running_mean, F.conv2d(x, model[0].weight, model[0].bias).mean((0, 2, 3)))
+
+
+def test_every_environment_variable_is_named_in_both_places():
+    from watnn.info import _ENVIRONMENT
+
+    assert all(f"`{name}" in README for name in _ENVIRONMENT if name.startswith("WAT_"))
+
+
 def test_every_transform_is_named():
     for name in watnn.transforms.__all__:
         if name not in ("functional", "Transform", "GridTransform", "ElementwiseNoise"):

@@ -2,28 +2,59 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from wat_kernels.noise import Noise
 
 
-def check_parameters(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, weight_dims: int) -> None:
-    """Types, dtypes, devices and shapes of what every op takes."""
-    for name, tensor in (("x", x), ("weight", weight), ("bias", bias), ("gain", gain)):
-        if tensor is None and name in ("bias", "gain"):
+class Meta(NamedTuple):
+    """What the checks look at of a tensor."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def metas_of(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> tuple[Meta | None, ...]:
+    """The four metas; TypeError for what is neither a tensor nor an absent bias or gain."""
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
+        name, value = ("weight", weight) if isinstance(x, Tensor) else ("x", x)
+        raise TypeError(f"{name} is {type(value).__name__}; accepted is a tensor")
+    for name, value in (("bias", bias), ("gain", gain)):
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} is {type(value).__name__}; accepted is a tensor or None")
+    return (
+        Meta(x.shape, x.dtype, x.device),
+        Meta(weight.shape, weight.dtype, weight.device),
+        None if bias is None else Meta(bias.shape, bias.dtype, bias.device),
+        None if gain is None else Meta(gain.shape, gain.dtype, gain.device),
+    )
+
+
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype to compute in where autocast is on for this type of device, else None."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def check_parameters(
+    x: Meta, weight: Meta, bias: Meta | None, gain: Meta | None, weight_dims: int, mixed_dtypes: bool
+) -> None:
+    """Dtypes, devices and shapes of what every op takes. mixed_dtypes: autocast will make them one."""
+    for name, meta in (("x", x), ("weight", weight), ("bias", bias), ("gain", gain)):
+        if meta is None:
             continue
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is {type(tensor).__name__}; accepted is a tensor")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, x is on {x.device}; all must be on one device")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} is {tensor.dtype}; accepted is a floating-point dtype")
-    if not torch.is_autocast_enabled(x.device.type):
-        for name, tensor in (("weight", weight), ("bias", bias)):
-            if tensor is not None and tensor.dtype != x.dtype:
-                raise TypeError(f"{name} is {tensor.dtype}, x is {x.dtype}; both must have one dtype (or use autocast)")
-    if weight.ndim != weight_dims:
+        if meta.device != x.device:
+            raise ValueError(f"{name} is on {meta.device}, x is on {x.device}; all must be on one device")
+        if not meta.dtype.is_floating_point:
+            raise TypeError(f"{name} is {meta.dtype}; accepted is a floating-point dtype")
+        if name in ("weight", "bias") and meta.dtype != x.dtype and not mixed_dtypes:
+            raise TypeError(f"{name} is {meta.dtype}, x is {x.dtype}; both must have one dtype (or use autocast)")
+    if len(weight.shape) != weight_dims:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted are {weight_dims} dimensions")
     channels = weight.shape[0]
     if bias is not None and bias.shape != (channels,):
@@ -45,10 +76,8 @@ def check_noise(noise: Noise | None) -> None:
         raise TypeError(f"noise is {type(noise).__name__}; accepted is wat_kernels.Noise or None")
 
 
-def autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The three in autocast's dtype where autocast is on, as torch does for its own convolutions and matmuls."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
-        return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
-    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+def cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype, as torch does for its own convolutions and matmuls; fp64 stays fp64."""
+    if dtype is None or tensors[0].dtype == torch.float64:
+        return tensors
+    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)

@@ -33,28 +33,23 @@ class Backend(Protocol):
     def supports(self, call: Call) -> tuple[bool, str]: ...
 
 
-_chosen: dict[tuple[str, str, Call], str] = {}
 _logged: set[tuple[str, str, str]] = set()
 
 
-def choose(op: str, backends: Mapping[str, Backend], requested: str, call: Call) -> str:
+def environment() -> str:
+    """WAT_BACKEND, or "auto"."""
+    return os.environ.get("WAT_BACKEND", "auto")
+
+
+def choose(op: str, backends: Mapping[str, Backend], requested: str, environment: str, call: Call) -> str:
     """The name of the backend that runs `call`.
 
-    requested: "auto", or a name; "auto" gives way to the environment variable WAT_BACKEND.
+    requested: "auto", or a name; "auto" gives way to `environment`, the value of WAT_BACKEND.
     Raises ValueError for a name that does not exist, RuntimeError with the reason when a named backend cannot run.
     """
     requested = check_name(requested)
     if requested == "auto":
-        requested = check_name(os.environ.get("WAT_BACKEND", "auto"), "WAT_BACKEND")
-    if torch.compiler.is_compiling():
-        return _choose(op, backends, requested, call)
-    known = (op, requested, call)
-    if known not in _chosen:
-        _chosen[known] = _choose(op, backends, requested, call)
-    return _chosen[known]
-
-
-def _choose(op: str, backends: Mapping[str, Backend], requested: str, call: Call) -> str:
+        requested = check_name(environment, "WAT_BACKEND")
     if requested != "auto":
         if requested not in backends:
             raise RuntimeError(f"backend={requested!r} cannot run {op}: it is not part of this build")

@@ -61,6 +61,7 @@ class MatrixGrid:
         self.probabilities = torch.tensor(list(merged.values()), dtype=torch.float64)
         self.thresholds = thresholds_of(self.probabilities)
         self._on_device = {torch.device("cpu"): MatrixGridTensors(self.thresholds, self.rows)}
+        self._hash = hash((self.shape, tuple(self.rows.flatten().tolist()), tuple(self.probabilities.tolist())))
 
     def on(self, device: torch.device) -> MatrixGridTensors:
         """The tensors that kernels read, on `device`; copied there once and kept."""
@@ -86,7 +87,7 @@ class MatrixGrid:
         )
 
     def __hash__(self) -> int:
-        return hash((self.shape, tuple(self.rows.flatten().tolist()), tuple(self.probabilities.tolist())))
+        return self._hash
 
     def __repr__(self) -> str:
         shape = "" if self.shape is None else f", shape={self.shape}"

@@ -52,6 +52,7 @@ class TapTable:
         self.maps, self.probabilities = _merge_equal(maps, probabilities)
         tensors = TableTensors(thresholds_of(self.probabilities), _to_ell(self.maps), _to_ell(self.maps.mT))
         self._on_device = {torch.device("cpu"): tensors}
+        self._hash = hash((self.kernel_size, self.maps.shape, tuple(self.probabilities.tolist())))
 
     @classmethod
     def identity(cls, kernel_size: tuple[int, int]) -> TapTable:
@@ -112,7 +113,7 @@ class TapTable:
         )
 
     def __hash__(self) -> int:
-        return hash((self.kernel_size, self.maps.shape, tuple(self.probabilities.tolist())))
+        return self._hash
 
     def __repr__(self) -> str:
         size = "x".join(map(str, self.kernel_size)) if self.kernel_size else f"{self.maps.shape[1]} taps"

@@ -24,7 +24,9 @@ _OPS = (
 
 _ENVIRONMENT = {
     "WAT_BACKEND": "overrides backend='auto' in every op",
+    "WAT_CPU_ISA": "avx512, avx2 or portable: the instruction set of the native backend",
     "WAT_SKIP_NATIVE": "1 at install time: no compiled CPU backend",
+    "WAT_FORCE_NATIVE": "1 at install time: fail where the native backend does not build",
     "OMP_NUM_THREADS": "CPU threads of torch",
 }
 
@@ -86,7 +88,7 @@ def backend_in_use(op: str, device: str) -> str:
     Raises ValueError when WAT_BACKEND names no backend, RuntimeError when it names one that cannot run.
     """
     backends, call = _backends_and_call(op, device)
-    return dispatch.choose(op, backends, "auto", call)
+    return dispatch.choose(op, backends, "auto", dispatch.environment(), call)
 
 
 def _backends_and_call(op: str, device: str) -> tuple[Mapping[str, dispatch.Backend], dispatch.Call]:

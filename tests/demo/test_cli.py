@@ -19,7 +19,7 @@ def test_info_names_every_backend_of_both_ops(capsys):
         assert list(rows) == [*dispatch.NAMES, "auto"]
         assert rows["reference"] == rows["library"] == "available"
         assert rows["auto"] in {f"takes {name}" for name in dispatch.NAMES}
-    assert f"torch            {info.torch.__version__}" in sections["versions"]
+    assert dict(line.split(maxsplit=1) for line in sections["versions"].splitlines())["torch"] == info.torch.__version__
 
 
 def test_info_gives_a_backend_s_reason(monkeypatch):
@@ -28,7 +28,7 @@ def test_info_gives_a_backend_s_reason(monkeypatch):
         def supports(call):
             return False, f"no kernel for {call.kernel} on {call.device}"
 
-    backends = {"native": Refusing, **info.CONV2D_BACKENDS}
+    backends = {**info.CONV2D_BACKENDS, "native": Refusing}
     monkeypatch.setattr(info, "_OPS", (("shadow_conv2d", backends, {"kernel": (3, 3)}),))
     rows = dict(info.backend_rows("shadow_conv2d", "cpu"))
     assert rows["native"] == "unavailable: no kernel for (3, 3) on cpu"
@@ -44,7 +44,7 @@ def test_info_gives_a_backend_s_reason(monkeypatch):
 def test_info_follows_the_environment(monkeypatch, value, verdict):
     monkeypatch.setenv("WAT_BACKEND", value)
     assert dict(info.backend_rows("shadow_linear", "cpu"))["auto"] == verdict
-    assert f"WAT_BACKEND      {value}" in info.describe()
+    assert f"WAT_BACKEND {value} " in " ".join(info.describe().split())
 
 
 @pytest.mark.parametrize(

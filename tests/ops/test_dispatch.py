@@ -28,8 +28,8 @@ CALL = dispatch.Call("cpu", torch.float32)
 def test_auto_takes_the_first_that_accepts_and_says_once_why_not_the_others(caplog):
     backends = {"native": Refusing, "library": Accepting, "reference": Accepting}
     with caplog.at_level(logging.INFO, logger="wat_kernels"):
-        assert dispatch.choose("test_op_1", backends, "auto", CALL) == "library"
-        assert dispatch.choose("test_op_1", backends, "auto", CALL._replace(groups=7)) == "library"
+        assert dispatch.choose("test_op_1", backends, "auto", "auto", CALL) == "library"
+        assert dispatch.choose("test_op_1", backends, "auto", "auto", CALL._replace(groups=7)) == "library"
     assert [record.getMessage() for record in caplog.records] == [
         "test_op_1: backend native not used: the moon is full"
     ]
@@ -37,26 +37,31 @@ def test_auto_takes_the_first_that_accepts_and_says_once_why_not_the_others(capl
 
 def test_a_named_backend_runs_or_raises_with_the_reason():
     backends = {"native": Refusing, "library": Accepting}
-    assert dispatch.choose("test_op_2", backends, "library", CALL) == "library"
+    assert dispatch.choose("test_op_2", backends, "library", "auto", CALL) == "library"
     with pytest.raises(RuntimeError, match="backend='native' cannot run test_op_2: the moon is full"):
-        dispatch.choose("test_op_2", backends, "native", CALL)
+        dispatch.choose("test_op_2", backends, "native", "auto", CALL)
     with pytest.raises(RuntimeError, match="not part of this build"):
-        dispatch.choose("test_op_2", backends, "cuda", CALL)
+        dispatch.choose("test_op_2", backends, "cuda", "auto", CALL)
 
 
 def test_nobody_accepts():
     with pytest.raises(RuntimeError, match="no backend runs test_op_3"):
-        dispatch.choose("test_op_3", {"native": Refusing}, "auto", CALL)
+        dispatch.choose("test_op_3", {"native": Refusing}, "auto", "auto", CALL)
 
 
 def test_the_environment_overrides_auto_only(monkeypatch):
     backends = {"library": Accepting, "reference": Accepting}
-    monkeypatch.setenv("WAT_BACKEND", "reference")
-    assert dispatch.choose("test_op_4", backends, "auto", CALL) == "reference"
-    assert dispatch.choose("test_op_4", backends, "library", CALL) == "library"
+    assert dispatch.choose("test_op_4", backends, "auto", "reference", CALL) == "reference"
+    assert dispatch.choose("test_op_4", backends, "library", "reference", CALL) == "library"
+    x, weight = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    expected = shadow_conv2d(x, weight, table=TABLE, key=1)
     monkeypatch.setenv("WAT_BACKEND", "nonsense")
     with pytest.raises(ValueError, match="WAT_BACKEND='nonsense'"):
-        dispatch.choose("test_op_4", backends, "auto", CALL)
+        shadow_conv2d(x, weight, table=TABLE, key=1)
+    torch.testing.assert_close(shadow_conv2d(x, weight, table=TABLE, key=1, backend="library"), expected)
+    monkeypatch.setenv("WAT_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match="backend='cuda' cannot run shadow_linear"):
+        shadow_linear(x, torch.randn(5, 6), key=1)
 
 
 @pytest.mark.parametrize("backend", ["reference", "library"])

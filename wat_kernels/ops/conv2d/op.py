@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from wat_kernels import autograd, dispatch
-from wat_kernels.checks import autocast, check_noise, check_parameters, check_shadows
+from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of
 from wat_kernels.draw import as_key
 from wat_kernels.noise import Noise
 from wat_kernels.ops.conv2d import library, native, reference, triton
 from wat_kernels.ops.conv2d.geometry import output_size, pair, resolve_padding
-from wat_kernels.tap_table import TableTensors, TapTable
+from wat_kernels.tap_table import TapTable
 
 BACKENDS = {"triton": triton, "native": native, "library": library, "reference": reference}  # in order of speed
 
@@ -50,54 +53,72 @@ def shadow_conv2d(
     Raises TypeError or ValueError naming the argument, RuntimeError when a named backend cannot run this call.
     Source: WAT, arXiv 2405.19590; noise from DAMP, arXiv 2406.16540.
     """
-    check_parameters(x, weight, bias, gain, weight_dims=4)
-    if x.ndim not in (3, 4):
-        raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, H, W) or (C, H, W)")
-    batched = x if x.ndim == 4 else x.unsqueeze(0)
-    stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
-    kernel = (weight.shape[2], weight.shape[3])
-    pads = resolve_padding(padding, kernel, stride, dilation)
-    _check_channels(batched, weight, groups)
-    check_table(table, kernel)
-    size = output_size(batched.shape[2:], kernel, stride, pads, dilation)
-    if min(size) < 0 or (min(size) == 0 and min(batched.shape[2:]) > 0):
-        raise ValueError(
-            f"x of {tuple(batched.shape[2:])} padded by {pads} is smaller than the kernel {kernel} "
-            f"with dilation {dilation}"
-        )
-    check_noise(noise)
-    check_shadows(shadows, batched.shape[0])
+    metas = metas_of(x, weight, bias, gain)
+    cast_to = autocast_dtype(x.device.type)
+    plan = (_plan if torch.compiler.is_compiling() else _plan_once)(
+        *metas, cast_to, table, noise, _hashable(stride), _hashable(padding), _hashable(dilation), groups, shadows,
+        backend, dispatch.environment(),
+    )  # fmt: skip
     key = as_key(key, x.device)
-    y = run(
-        batched, weight, bias, gain, key, table.on(x.device), stride, pads, dilation, groups, shadows, noise, backend
-    )
+    batched = x if x.ndim == 4 else x.unsqueeze(0)
+    inputs = cast(cast_to, batched, weight, bias)
+    y = autograd.apply("shadow_conv2d", plan.backend, *inputs, gain, key, (*table.on(x.device), *plan.arguments))
     return y if x.ndim == 4 else y.squeeze(0)
 
 
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    key: Tensor,
-    table: TableTensors,
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
+class _Plan(NamedTuple):
+    """What a call comes down to once it is checked: the backend, and the op's arguments after the table."""
+
+    backend: str
+    arguments: tuple
+
+
+def _plan(
+    x: Meta,
+    weight: Meta,
+    bias: Meta | None,
+    gain: Meta | None,
+    cast_to: torch.dtype | None,
+    table: TapTable,
+    noise: Noise | None,
+    stride: int | tuple[int, ...],
+    padding: str | int | tuple[int, ...],
+    dilation: int | tuple[int, ...],
     groups: int,
     shadows: int,
-    noise: Noise | None,
     backend: str,
-) -> Tensor:
-    """`shadow_conv2d` after its checks; layers, which have checked their own arguments once, come in here."""
-    x, weight, bias = autocast(x, weight, bias)
+    environment: str,
+) -> _Plan:
+    """All checks, and the choice of a backend. Depends on shapes and settings only, so that a call made once is not
+    checked again: on a small layer the checks would cost more than the convolution."""
+    check_parameters(x, weight, bias, gain, weight_dims=4, mixed_dtypes=cast_to is not None)
+    if len(x.shape) not in (3, 4):
+        raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, H, W) or (C, H, W)")
+    batch, (channels, *size) = x.shape[0] if len(x.shape) == 4 else 1, x.shape[-3:]
+    kernel = (weight.shape[2], weight.shape[3])
+    stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
+    pads = resolve_padding(padding, kernel, stride, dilation)
+    _check_channels(channels, weight.shape, groups)
+    check_table(table, kernel)
+    output = output_size(size, kernel, stride, pads, dilation)
+    if min(output) < 0 or (min(output) == 0 and min(size) > 0):
+        raise ValueError(
+            f"x of {tuple(size)} padded by {pads} is smaller than the kernel {kernel} with dilation {dilation}"
+        )
+    check_noise(noise)
+    check_shadows(shadows, batch)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
-    call = dispatch.Call(
-        x.device.type, x.dtype, (weight.shape[2], weight.shape[3]), x.shape[1], weight.shape[0], groups, code
-    )
-    backend = dispatch.choose("shadow_conv2d", BACKENDS, backend, call)
-    arguments = (*table, stride, padding, dilation, groups, shadows, code, amount)
-    return autograd.apply("shadow_conv2d", backend, x, weight, bias, gain, key, arguments)
+    dtype = x.dtype if cast_to is None or x.dtype == torch.float64 else cast_to
+    call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code)
+    chosen = dispatch.choose("shadow_conv2d", BACKENDS, backend, environment, call)
+    return _Plan(chosen, (stride, pads, dilation, groups, shadows, code, amount))
+
+
+_plan_once = functools.lru_cache(maxsize=4096, typed=True)(_plan)
+
+
+def _hashable(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def check_table(table: TapTable, kernel: tuple[int, int]) -> None:
@@ -109,13 +130,10 @@ def check_table(table: TapTable, kernel: tuple[int, int]) -> None:
         raise ValueError(f"table={table!r} is for another kernel size; the weight's is {kernel[0]}x{kernel[1]}")
 
 
-def _check_channels(x: Tensor, weight: Tensor, groups: int) -> None:
-    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
+def _check_channels(channels: int, weight: torch.Size, groups: int) -> None:
+    if not isinstance(groups, int) or groups < 1 or weight[0] % groups:
+        raise ValueError(f"groups={groups!r}; accepted is an int >= 1 that divides the {weight[0]} output channels")
+    if channels != weight[1] * groups:
         raise ValueError(
-            f"groups={groups!r}; accepted is an int >= 1 that divides the {weight.shape[0]} output channels"
-        )
-    if x.shape[1] != weight.shape[1] * groups:
-        raise ValueError(
-            f"x has {x.shape[1]} channels; weight {tuple(weight.shape)} with groups={groups} takes "
-            f"{weight.shape[1] * groups}"
+            f"x has {channels} channels; weight {tuple(weight)} with groups={groups} takes {weight[1] * groups}"
         )

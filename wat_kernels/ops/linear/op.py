@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
+import torch
 from torch import Tensor
 
 from wat_kernels import autograd, dispatch
-from wat_kernels.checks import autocast, check_noise, check_parameters, check_shadows
+from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of
 from wat_kernels.draw import as_key
 from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise
@@ -42,36 +46,53 @@ def shadow_linear(
     Raises TypeError or ValueError naming the argument, RuntimeError when a named backend cannot run this call.
     Source: WAT, arXiv 2405.19590; noise from DAMP, arXiv 2406.16540; DropConnect, Wan et al., ICML 2013.
     """
-    check_parameters(x, weight, bias, gain, weight_dims=2)
-    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+    metas = metas_of(x, weight, bias, gain)
+    cast_to = autocast_dtype(x.device.type)
+    plan = (_plan if torch.compiler.is_compiling() else _plan_once)(
+        *metas, cast_to, grid, noise, shadows, backend, dispatch.environment()
+    )
+    key = as_key(key, x.device)
+    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    grid_tensors = (None, None) if grid is None else grid.on(x.device)
+    inputs = cast(cast_to, rows, weight, bias)
+    y = autograd.apply("shadow_linear", plan.backend, *inputs, gain, key, (*grid_tensors, *plan.arguments))
+    return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
+
+
+class _Plan(NamedTuple):
+    """What a call comes down to once it is checked: the backend, and the op's arguments after the grid."""
+
+    backend: str
+    arguments: tuple
+
+
+def _plan(
+    x: Meta,
+    weight: Meta,
+    bias: Meta | None,
+    gain: Meta | None,
+    cast_to: torch.dtype | None,
+    grid: MatrixGrid | None,
+    noise: Noise | None,
+    shadows: int,
+    backend: str,
+    environment: str,
+) -> _Plan:
+    """All checks, and the choice of a backend. Depends on shapes and settings only: a call made once is not checked again."""
+    check_parameters(x, weight, bias, gain, weight_dims=2, mixed_dtypes=cast_to is not None)
+    if len(x.shape) == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; accepted is (..., {weight.shape[1]}) for weight {tuple(weight.shape)}"
         )
     check_noise(noise)
     if grid is not None and not isinstance(grid, MatrixGrid):
         raise TypeError(f"grid is {type(grid).__name__}; accepted is wat_kernels.MatrixGrid or None")
-    check_shadows(shadows, x.shape[0] if x.ndim > 1 else 1)
-    return run(x, weight, bias, gain, as_key(key, x.device), grid, shadows, noise, backend)
-
-
-def run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    key: Tensor,
-    grid: MatrixGrid | None,
-    shadows: int,
-    noise: Noise | None,
-    backend: str,
-) -> Tensor:
-    """`shadow_linear` after its checks; layers, which have checked their own arguments once, come in here."""
-    x, weight, bias = autocast(x, weight, bias)
+    check_shadows(shadows, x.shape[0] if len(x.shape) > 1 else 1)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
-    call = dispatch.Call(x.device.type, x.dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code)
-    backend = dispatch.choose("shadow_linear", BACKENDS, backend, call)
-    grid_tensors = (None, None) if grid is None else grid.on(x.device)
-    arguments = (*grid_tensors, shadows, code, amount)
-    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
-    y = autograd.apply("shadow_linear", backend, rows, weight, bias, gain, key, arguments)
-    return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
+    dtype = x.dtype if cast_to is None or x.dtype == torch.float64 else cast_to
+    call = dispatch.Call(x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code)
+    chosen = dispatch.choose("shadow_linear", BACKENDS, backend, environment, call)
+    return _Plan(chosen, (shadows, code, amount))
+
+
+_plan_once = functools.lru_cache(maxsize=4096, typed=True)(_plan)

@@ -13,7 +13,7 @@ _WEIGHT = ("BO", "BI", "BP", "GROUP_M")
 # Of bytes per element: 2 for fp16 and bf16, 4 for fp32. The last of each list also serves the interpreter.
 ROW_CONFIGS = {
     2: configs_of(_ROWS, [(128, 128, 64, 8, 8, 4), (256, 64, 64, 8, 8, 4), (256, 128, 32, 8, 8, 4), (64, 64, 64, 8, 8, 4)]),
-    4: configs_of(_ROWS, [(128, 64, 32, 8, 8, 3), (64, 32, 32, 8, 4, 3)]),
+    4: configs_of(_ROWS, [(128, 64, 32, 8, 8, 3), (64, 32, 32, 8, 8, 3)]),
 }  # fmt: skip
 WEIGHT_CONFIGS = {
     2: configs_of(_WEIGHT, [(128, 128, 64, 8, 8, 3), (64, 128, 64, 8, 8, 3), (64, 64, 64, 8, 4, 3), (64, 32, 64, 8, 4, 3)]),
