@@ -67,6 +67,8 @@ def _image_fits(columns: str):
 def _weight_fits(a: dict) -> bool:
     if a["NOISE"] == 1 and a["BO"] * a["BI"] * a["BP"] > 64 * 64 * 32:  # Gaussian noise: registers
         return False
+    if a["weight"].element_size() == 4 and a["BO"] == 64 and (a["PRECISION"] == "ieee") != (a["BP"] == 16):
+        return False  # short steps without matrix units, as for images; long ones with them
     return a["BO"] <= max(64, 2 * a["out_channels"]) and a["BI"] <= max(32, 2 * a["in_channels"])
 
 
