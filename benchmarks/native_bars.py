@@ -8,7 +8,7 @@ the median of its rounds. No ratio is reported unless the result was right in th
 with the vendor's convolution (or matmul) of a materialised SW first. Averages over a table's rows weigh by probability.
 
 The official pipeline is written from its description (arXiv 2405.19590): torchvision's RandomAffine on the weight, an
-affine grid sampled with nearest, times a learnable scale, then F.conv2d.
+affine grid sampled with nearest and filled outside, times a learnable scale, then F.conv2d.
 """
 
 from __future__ import annotations
@@ -74,7 +74,11 @@ def official_conv2d(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, padd
     shift = [2 * round(random.uniform(-0.3, 0.3) * size) / size for _ in range(2)]
     theta = torch.tensor([[[1.0, 0.0, shift[0]], [0.0, 1.0, shift[1]]]])
     grid = F.affine_grid(theta, [1, 1, size, size], align_corners=False).expand(len(weight), -1, -1, -1)
-    moved = F.grid_sample(weight, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    # torchvision fills with zeros by default, and finds the places to fill by sampling a channel of ones as well
+    sampled = torch.cat((weight, weight.new_ones(len(weight), 1, size, size)), dim=1)
+    sampled = F.grid_sample(sampled, grid, mode="nearest", padding_mode="zeros", align_corners=False)
+    moved, outside = sampled[:, :-1], sampled[:, -1:].expand_as(weight) < 0.5
+    moved[outside] = weight.new_zeros(1, weight.shape[1], 1, 1).expand_as(weight)[outside]
     return F.conv2d(x, moved * scale, bias, padding=padding, groups=groups)
 
 
