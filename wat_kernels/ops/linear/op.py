@@ -15,7 +15,9 @@ from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise
 from wat_kernels.ops.linear import library, native, reference, triton
 
-BACKENDS = {"triton": triton, "native": native, "library": library, "reference": reference}  # in order of speed
+# In the order in which `auto` asks. It does not get as far as triton, which no GPU has run yet: once one has passed the
+# checks of tests/triton, triton comes first.
+BACKENDS = {"native": native, "library": library, "triton": triton, "reference": reference}
 
 
 def shadow_linear(
