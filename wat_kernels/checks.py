@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -32,6 +34,25 @@ def metas_of(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None
         None if bias is None else Meta(bias.shape, bias.dtype, bias.device),
         None if gain is None else Meta(gain.shape, gain.dtype, gain.device),
     )
+
+
+def once(plan: Callable) -> Callable:
+    """`plan`, which checks a call by its shapes and settings alone, run once for each such call.
+
+    On a small layer the checks would cost more than the convolution.
+    """
+    remembered = functools.lru_cache(maxsize=4096, typed=True)(plan)
+
+    @functools.wraps(plan)
+    def call(*arguments):
+        if not torch.compiler.is_compiling():
+            try:
+                return remembered(*arguments)
+            except TypeError:
+                pass  # an argument without a hash, or one that a check refuses: plan says which
+        return plan(*arguments)
+
+    return call
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

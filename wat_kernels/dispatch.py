@@ -11,7 +11,7 @@ import torch
 
 logger = logging.getLogger("wat_kernels")
 
-# in order of speed; `auto` takes the first that supports the call
+# every backend there may be; the BACKENDS of an op are those it has, in the order in which `auto` asks them
 NAMES = ("cuda", "triton", "native", "library", "reference")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wat_kernels import autograd, dispatch
-from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of
+from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of, once
 from wat_kernels.draw import as_key
 from wat_kernels.noise import Noise
 from wat_kernels.ops.conv2d import library, native, reference, triton
@@ -57,10 +56,9 @@ def shadow_conv2d(
     """
     metas = metas_of(x, weight, bias, gain)
     cast_to = autocast_dtype(x.device.type)
-    plan = (_plan if torch.compiler.is_compiling() else _plan_once)(
-        *metas, cast_to, table, noise, _hashable(stride), _hashable(padding), _hashable(dilation), groups, shadows,
-        backend, dispatch.environment(),
-    )  # fmt: skip
+    plan = _plan(
+        *metas, cast_to, table, noise, stride, padding, dilation, groups, shadows, backend, dispatch.environment()
+    )
     key = as_key(key, x.device)
     batched = x if x.ndim == 4 else x.unsqueeze(0)
     inputs = cast(cast_to, batched, weight, bias)
@@ -75,6 +73,7 @@ class _Plan(NamedTuple):
     arguments: tuple
 
 
+@once
 def _plan(
     x: Meta,
     weight: Meta,
@@ -91,8 +90,7 @@ def _plan(
     backend: str,
     environment: str,
 ) -> _Plan:
-    """All checks, and the choice of a backend. Depends on shapes and settings only, so that a call made once is not
-    checked again: on a small layer the checks would cost more than the convolution."""
+    """All checks, and the choice of a backend."""
     check_parameters(x, weight, bias, gain, weight_dims=4, mixed_dtypes=cast_to is not None)
     if len(x.shape) not in (3, 4):
         raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, H, W) or (C, H, W)")
@@ -114,13 +112,6 @@ def _plan(
     call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code)
     chosen = dispatch.choose("shadow_conv2d", BACKENDS, backend, environment, call)
     return _Plan(chosen, (stride, pads, dilation, groups, shadows, code, amount))
-
-
-_plan_once = functools.lru_cache(maxsize=4096, typed=True)(_plan)
-
-
-def _hashable(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def check_table(table: TapTable, kernel: tuple[int, int]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wat_kernels import autograd, dispatch
-from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of
+from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of, once
 from wat_kernels.draw import as_key
 from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise
@@ -50,9 +49,7 @@ def shadow_linear(
     """
     metas = metas_of(x, weight, bias, gain)
     cast_to = autocast_dtype(x.device.type)
-    plan = (_plan if torch.compiler.is_compiling() else _plan_once)(
-        *metas, cast_to, grid, noise, shadows, backend, dispatch.environment()
-    )
+    plan = _plan(*metas, cast_to, grid, noise, shadows, backend, dispatch.environment())
     key = as_key(key, x.device)
     rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     grid_tensors = (None, None) if grid is None else grid.on(x.device)
@@ -68,6 +65,7 @@ class _Plan(NamedTuple):
     arguments: tuple
 
 
+@once
 def _plan(
     x: Meta,
     weight: Meta,
@@ -80,7 +78,7 @@ def _plan(
     backend: str,
     environment: str,
 ) -> _Plan:
-    """All checks, and the choice of a backend. Depends on shapes and settings only: a call made once is not checked again."""
+    """All checks, and the choice of a backend."""
     check_parameters(x, weight, bias, gain, weight_dims=2, mixed_dtypes=cast_to is not None)
     if len(x.shape) == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
@@ -95,6 +93,3 @@ def _plan(
     call = dispatch.Call(x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code)
     chosen = dispatch.choose("shadow_linear", BACKENDS, backend, environment, call)
     return _Plan(chosen, (shadows, code, amount))
-
-
-_plan_once = functools.lru_cache(maxsize=4096, typed=True)(_plan)
