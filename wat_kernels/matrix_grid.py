@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wat_kernels.default_device import on_cpu
 from wat_kernels.law import check_probabilities, thresholds_of
 from wat_kernels.philox import row_words
 
@@ -44,6 +45,7 @@ class MatrixGrid:
     Raises ValueError when a row or a probability is not what it must be.
     """
 
+    @on_cpu
     def __init__(
         self,
         rows: Tensor | Sequence[Sequence[int]],

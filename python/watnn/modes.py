@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from wat_kernels import philox
+from wat_kernels.default_device import on_cpu
 from watnn.layers import shadow_layers
 
 _PURPOSE_LAYER = 2  # counters (layer, 0, 0, 2): rows use purpose 0 and noise 1
@@ -54,6 +55,7 @@ def dom(model: nn.Module, key: int | None = None) -> ModeSwitch:
     return ModeSwitch(model, "dom", None if key is None else layer_keys(key, len(layers)))
 
 
+@on_cpu
 def layer_keys(key: int, count: int) -> list[int]:
     """Keys for `count` layers: the first is `key` itself, the others are words of its Philox stream."""
     if not isinstance(key, int) or isinstance(key, bool):
