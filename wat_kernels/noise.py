@@ -36,6 +36,10 @@ class Noise:
         if self.kind == "dropconnect" and not 0 <= self.amount < 1:
             raise ValueError(f"amount={self.amount}; accepted for dropconnect is a probability 0 <= p < 1")
 
+    def scaled(self, strength: float) -> Noise:
+        """The same noise with `strength` times the amount."""
+        return Noise(self.kind, strength * self.amount)
+
     @property
     def code(self) -> int:
         """The kind as kernels take it: 1 multiplicative, 2 dropconnect; 0 stands for no noise."""

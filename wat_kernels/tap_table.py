@@ -80,7 +80,7 @@ class TapTable:
         _check_same_taps([self, after])
         maps = torch.einsum("btu,aup->abtp", after.maps.double(), self.maps.double())
         probabilities = self.probabilities[:, None] * after.probabilities
-        return type(self)(maps.flatten(0, 1), probabilities.flatten(), self.kernel_size)
+        return TapTable(maps.flatten(0, 1), probabilities.flatten(), self.kernel_size)
 
     def on(self, device: torch.device) -> TableTensors:
         """The tensors that kernels read, on `device`; copied there once and kept."""

@@ -94,6 +94,7 @@ def plain_layer(layer: ShadowLayer) -> nn.Module:
     plain._parameters.pop("gain", None)
     for name in (
         "_transform",
+        "_strength",
         "noise",
         "shadows",
         "backend",

@@ -12,8 +12,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wat_kernels import MatrixGrid, Noise, TapTable, draw_key, shadow_conv2d, shadow_linear
+from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, draw_key, shadow_conv2d, shadow_linear
 from wat_kernels.dispatch import check_name
+from wat_kernels.mixture import check_strength
 from watnn.transforms import Transform
 
 GAINS = (None, "layer", "channel")
@@ -37,6 +38,7 @@ class ShadowLayer(nn.Module):
     bias: nn.Parameter | None
     gain: nn.Parameter | None
     torch_layer: type[nn.Module]  # the layer this one stands in for
+    _strength = 1.0
 
     def _set_up(
         self, transform: Transform | None, gain: str | None, shadows: int, backend: str, aom_gain: bool
@@ -96,6 +98,23 @@ class ShadowLayer(nn.Module):
         self._compile_transform(transform)
         self._transform = transform
         self.noise: Noise | None = None if transform is None else transform.noise
+        if "_strength" in self.__dict__:
+            self.strength = self._strength
+
+    @property
+    def strength(self) -> float:
+        """How much of the transform there is, 0 to 1: a draw is the identity with probability 1 - strength, and the amount
+        of an elementwise noise is multiplied by it. `watnn.StrengthScheduler` assigns it."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        strength = check_strength(strength)
+        if self._transform is not None and self._transform.grid is not None:
+            self._mix(strength)
+        if self._transform is not None and self._transform.noise is not None:
+            self.noise = self._transform.noise.scaled(strength)
+        self._strength = strength
 
     @property
     def computes_shadow(self) -> bool:
@@ -127,6 +146,7 @@ class ShadowLayer(nn.Module):
             ("shadows", 1),
             ("backend", "auto"),
             ("aom_gain", True),
+            ("strength", 1.0),
             ("mode", "auto"),
             ("dom_key", None),
         ):
@@ -136,6 +156,9 @@ class ShadowLayer(nn.Module):
 
     def _compile_transform(self, transform: Transform | None) -> None:
         raise NotImplementedError  # each layer: the transform as a tap table or a matrix grid
+
+    def _mix(self, strength: float) -> None:
+        raise NotImplementedError  # each layer: that table or grid, mixed with the identity
 
 
 class _ShadowConv(ShadowLayer):
@@ -149,6 +172,12 @@ class _ShadowConv(ShadowLayer):
             self.tap_table = TapTable.identity(kernel)
         else:
             self.tap_table = transform.grid.tap_table(kernel)
+
+    def _mix(self, strength: float) -> None:
+        if isinstance(self.tap_table, MixedTable):
+            self.tap_table.strength = strength
+        else:  # a table of its own: the plain one is shared by all layers with this transform
+            self.tap_table = MixedTable(self.tap_table, strength)
 
 
 class WATConv2d(_ShadowConv, nn.Conv2d):
@@ -330,6 +359,12 @@ class WATLinear(ShadowLayer, nn.Linear):
             self.matrix_grid = None
         else:
             self.matrix_grid = transform.grid.matrix_grid((self.out_features, self.in_features))
+
+    def _mix(self, strength: float) -> None:
+        if isinstance(self.matrix_grid, MixedGrid):
+            self.matrix_grid.strength = strength
+        else:
+            self.matrix_grid = MixedGrid(self.matrix_grid, strength)
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.computes_shadow:
