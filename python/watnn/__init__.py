@@ -6,8 +6,11 @@ from watnn.export import export, shadow_weight
 from watnn.flops import flops
 from watnn.layers import WATConv1d, WATConv2d, WATLinear
 from watnn.modes import aom, auto, dom
+from watnn.schedule import StrengthScheduler
+from watnn.uncertainty import ensemble
 
 __all__ = [
+    "StrengthScheduler",
     "WATConv1d",
     "WATConv2d",
     "WATLinear",
@@ -15,6 +18,7 @@ __all__ = [
     "auto",
     "convert",
     "dom",
+    "ensemble",
     "export",
     "flops",
     "revert",
