@@ -1,5 +1,6 @@
 """Kernels for layers whose weight is redrawn at every forward. Tensors in, tensors out; `watnn` has the modules."""
 
+from wat_kernels import flop_formulas  # noqa: F401  (registers them)
 from wat_kernels.draw import draw_key, draw_rows
 from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.mixture import MixedGrid, MixedTable

@@ -114,6 +114,26 @@ def draw_matrix_grid(thresholds: Tensor, rows: Tensor, key: Tensor, shadows: int
     return flip_out, flip_in, _shift(max_out, word_out), _shift(max_in, word_in)
 
 
+def mean_inside(rows: Tensor, probabilities: Tensor, shape: Sequence[int]) -> float:
+    """How many elements of an (out, in) matrix stay inside on average over the draws.
+
+    rows: (R, 4) int64; probabilities: (R,)
+    """
+    inside = [_mean_lines_inside(shape[0], m_out) * _mean_lines_inside(shape[1], m_in) for m_out, m_in in rows[:, 2:].tolist()]
+    return sum(p * n for p, n in zip(probabilities.tolist(), inside, strict=True))
+
+
+def _mean_lines_inside(size: int, maximum: int) -> float:
+    """Of `size` lines, those that a shift of up to `maximum` * 2**-16 leaves inside, on average."""
+    limit = maximum / 2**_FRACTION_BITS
+    if limit == 0:
+        return float(size)
+    shift = torch.arange(1, int(limit + 0.5) + 1, dtype=torch.float64)
+    # a shift that rounds to s is one in [s - 1/2, s + 1/2]; both signs are equally likely
+    probability = ((shift + 0.5).clamp(max=limit) - (shift - 0.5)) / limit
+    return float(size - (probability * shift.clamp(max=size)).sum())
+
+
 def _shift(maximum: Tensor, word: Tensor) -> Tensor:
     """round(uniform(-maximum, maximum)) in integers: the fixed-point number 2 * M * u - M, a half added, floored."""
     fixed = ((2 * maximum * (word >> 8)) >> 24) - maximum

@@ -6,6 +6,7 @@ from watnn.export import export, shadow_weight
 from watnn.flops import flops
 from watnn.layers import WATConv1d, WATConv2d, WATLinear
 from watnn.modes import aom, auto, dom
+from watnn.report import export_report
 from watnn.schedule import StrengthScheduler
 from watnn.uncertainty import ensemble
 
@@ -20,6 +21,7 @@ __all__ = [
     "dom",
     "ensemble",
     "export",
+    "export_report",
     "flops",
     "revert",
     "shadow_weight",

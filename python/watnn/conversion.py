@@ -56,7 +56,12 @@ def convert(
         reasons = (
             "; ".join(f"{name or 'the model itself'}: {why}" for name, why in left[:8]) or "no Conv or Linear layer"
         )
-        raise ValueError(f"nothing to convert in {type(model).__name__} with {transform!r} ({reasons})")
+        advice = (
+            "; it is converted already: watnn.revert(model) first, or assign another transform to its layers"
+            if any(isinstance(module, ShadowLayer) for module in model.modules())
+            else ""
+        )
+        raise ValueError(f"nothing to convert in {type(model).__name__} with {transform!r} ({reasons}){advice}")
     _check_not_shared(model, chosen)
     model = model if inplace else copy.deepcopy(model)
     replacements: dict[int, nn.Module] = {}
