@@ -119,7 +119,9 @@ def mean_inside(rows: Tensor, probabilities: Tensor, shape: Sequence[int]) -> fl
 
     rows: (R, 4) int64; probabilities: (R,)
     """
-    inside = [_mean_lines_inside(shape[0], m_out) * _mean_lines_inside(shape[1], m_in) for m_out, m_in in rows[:, 2:].tolist()]
+    inside = [
+        _mean_lines_inside(shape[0], m_out) * _mean_lines_inside(shape[1], m_in) for m_out, m_in in rows[:, 2:].tolist()
+    ]
     return sum(p * n for p, n in zip(probabilities.tolist(), inside, strict=True))
 
 

@@ -78,11 +78,14 @@ def flops(model: nn.Module, *inputs: Tensor, key: int | None = None) -> ModelFlo
     """
     training = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
+    fused_attention = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)  # it is one op, which the counter does not know
         with torch.no_grad(), ModeSwitch(model, "aom", None), counter:
             model(*inputs)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused_attention)
         for module, mode in training.items():
             module.training = mode
     layers = shadow_layers(model)

@@ -51,7 +51,9 @@ class StrengthScheduler:
             raise TypeError(f"model is {type(model).__name__}; accepted is a torch.nn.Module")
         if callable(schedule):
             if (steps, start, end) != (None, None, None):
-                raise ValueError("steps, start and end come with a schedule that is a name; a function has none of them")
+                raise ValueError(
+                    "steps, start and end come with a schedule that is a name; a function has none of them"
+                )
         elif schedule not in _SHAPES:
             raise ValueError(f"schedule={schedule!r}; accepted are {', '.join(map(repr, _SHAPES))} and a function")
         elif not _is_int(steps) or steps < 1:

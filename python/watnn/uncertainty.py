@@ -92,7 +92,9 @@ def _repeated(x: Any, shadows: int) -> tuple[tuple[Any, ...], dict[str, Any], in
         raise TypeError(f"x is {type(x).__name__}; accepted is a tensor, or a tuple or mapping with tensors")
     sizes = {len(tensor) if tensor.ndim else None for tensor in tensors}
     if len(sizes) > 1 or None in sizes:
-        raise ValueError(f"x has tensors of shapes {[tuple(t.shape) for t in tensors]}; accepted is one batch first in all")
+        raise ValueError(
+            f"x has tensors of shapes {[tuple(t.shape) for t in tensors]}; accepted is one batch first in all"
+        )
 
     def repeat(value: Any) -> Any:
         return torch.cat([value] * shadows) if isinstance(value, Tensor) else value
