@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wat_kernels.matrix_grid import mean_inside
@@ -81,8 +82,8 @@ def flops(model: nn.Module, *inputs: Tensor, key: int | None = None) -> ModelFlo
     fused_attention = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
-        torch.backends.mha.set_fastpath_enabled(False)  # it is one op, which the counter does not know
-        with torch.no_grad(), ModeSwitch(model, "aom", None), counter:
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention is an op that the counter may not know
+        with torch.no_grad(), ModeSwitch(model, "aom", None), sdpa_kernel(SDPBackend.MATH), counter:
             model(*inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fused_attention)
