@@ -114,6 +114,7 @@ def draw_matrix_grid(thresholds: Tensor, rows: Tensor, key: Tensor, shadows: int
     return flip_out, flip_in, _shift(max_out, word_out), _shift(max_in, word_in)
 
 
+@on_cpu
 def mean_inside(rows: Tensor, probabilities: Tensor, shape: Sequence[int]) -> float:
     """How many elements of an (out, in) matrix stay inside on average over the draws.
 

@@ -12,6 +12,7 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+from wat_kernels.default_device import on_cpu
 from wat_kernels.matrix_grid import MatrixGrid, MatrixGridTensors
 from wat_kernels.tap_table import TableTensors, TapTable, _to_ell
 
@@ -48,6 +49,7 @@ class _Mixture:
         return self._strength
 
     @strength.setter
+    @on_cpu
     def strength(self, strength: float) -> None:
         strength = check_strength(strength)
         if strength == self._strength:
@@ -78,6 +80,7 @@ class MixedTable(_Mixture, TapTable):
     `.probabilities` are those of the present strength. Raises TypeError or ValueError for another strength.
     """
 
+    @on_cpu
     def __init__(self, of: TapTable, strength: float = 1.0):
         self.of, self.kernel_size = of, of.kernel_size
         eye = torch.eye(of.maps.shape[1]).unsqueeze(0)
@@ -101,6 +104,7 @@ class MixedTable(_Mixture, TapTable):
 class MixedGrid(_Mixture, MatrixGrid):
     """A matrix grid mixed with the identity; arguments and attributes as those of MixedTable."""
 
+    @on_cpu
     def __init__(self, of: MatrixGrid, strength: float = 1.0):
         self.of, self.shape = of, of.shape
         identity = _first((of.rows == 0).all(1))
