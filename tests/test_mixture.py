@@ -7,8 +7,9 @@ import pytest
 import torch
 from watnn.transforms import WAT, RandomAffine, RandomHorizontalFlip, RandomRotation
 
-from wat_kernels import MixedGrid, MixedTable, TapTable, draw_rows, shadow_conv2d
+from wat_kernels import MixedGrid, MixedTable, Noise, TapTable, draw_rows, shadow_conv2d, shadow_linear
 from wat_kernels.matrix_grid import draw_matrix_grid
+from wat_kernels.noise import TensorNoise
 
 CPU = torch.device("cpu")
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
@@ -120,3 +121,26 @@ def test_a_matrix_moves_with_the_probability_of_the_strength():
 def test_errors(strength, error):
     with pytest.raises(error, match=r"strength=.*; accepted is a number from 0 to 1"):
         MixedTable(TABLES["without"], strength)
+
+
+def test_a_mixture_is_made_on_the_cpu_under_any_default_device():
+    with torch.device("meta"):
+        mixed = MixedTable(TABLES["without"], 0.5)
+        mixed.strength = 0.25
+    assert torch.equal(thresholds(mixed), thresholds(MixedTable(TABLES["without"], 0.25)))
+    assert thresholds(mixed).tolist() == [2**30, 2**32]
+
+
+@pytest.mark.parametrize("backend", ["native", "library", "reference"])
+@pytest.mark.parametrize("kind", ["dropconnect", "multiplicative"])
+def test_an_amount_that_is_a_tensor(kind, backend):
+    """Ops of a compiled graph take it so; the same draws to the bit, forward and backward."""
+    x, weight = torch.randn(2, 3, 6, 6, requires_grad=True), torch.randn(4, 3, 3, 3, requires_grad=True)
+    results = []
+    for noise in (Noise(kind, 0.37), TensorNoise(kind, torch.tensor(0.37, dtype=torch.float64))):
+        y = shadow_conv2d(x, weight, table=TABLES["with identity"], key=9, noise=noise, shadows=2, backend=backend)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (x, weight))))
+        y = shadow_linear(x.flatten(1), weight.view(1, 108), key=9, noise=noise, backend=backend)
+        results[-1] += (y, *torch.autograd.grad(y.square().sum(), (x, weight)))
+    for of_float, of_tensor in zip(*results, strict=True):
+        assert torch.equal(of_float, of_tensor)

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wat_kernels.torch_library import SCALED
+
 
 def apply(
     op: str,
@@ -20,12 +22,13 @@ def apply(
 ) -> Tensor:
     """`torch.ops.wat_kernels.<op>.<backend>(x, weight, bias, gain, key, *arguments)`, differentiable."""
     if backend == "reference":  # a composition of differentiable operations
-        return _overload(op, backend)(x, weight, bias, gain, key, *arguments)
+        return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
     return _Shadow.apply(op, backend, x, weight, bias, gain, key, arguments)
 
 
-def _overload(op: str, backend: str):
-    return getattr(getattr(torch.ops.wat_kernels, op), backend)
+def _overload(op: str, backend: str, arguments: tuple):
+    scaled = SCALED if isinstance(arguments[-1], Tensor) else ""  # the last is the amount of the noise
+    return getattr(getattr(torch.ops.wat_kernels, op + scaled), backend)
 
 
 class _Shadow(torch.autograd.Function):
@@ -38,7 +41,7 @@ class _Shadow(torch.autograd.Function):
     def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
         ctx.save_for_backward(x, weight, gain, key)
         ctx.op, ctx.backend, ctx.arguments = op, backend, arguments
-        return _overload(op, backend)(x, weight, bias, gain, key, *arguments)
+        return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
 
     @staticmethod
     def backward(ctx, dy):
@@ -46,7 +49,7 @@ class _Shadow(torch.autograd.Function):
         if torch.is_grad_enabled():
             grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
         else:
-            grads = _overload(f"{ctx.op}_bwd", ctx.backend)(dy, *ctx.saved_tensors, *ctx.arguments, mask)
+            grads = _overload(f"{ctx.op}_bwd", ctx.backend, ctx.arguments)(dy, *ctx.saved_tensors, *ctx.arguments, mask)
         grads = (grad if asked else None for grad, asked in zip(grads, mask, strict=True))
         return None, None, *grads, None, None
 
@@ -61,7 +64,7 @@ class _ShadowBackward(torch.autograd.Function):
     def forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask):
         ctx.save_for_backward(dy, x, weight, gain, key)
         ctx.op, ctx.arguments, ctx.mask = op, arguments, mask
-        return _overload(f"{op}_bwd", backend)(dy, x, weight, gain, key, *arguments, mask)
+        return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
 
     @staticmethod
     def backward(ctx, *grad_grads):
@@ -96,7 +99,7 @@ def _reference_grads(
 ) -> tuple[Tensor | None, ...]:
     """The reference's gradients for x, weight, bias and gain where `mask` asks for them, recorded."""
     bias = dy.new_zeros(weight.shape[0]).requires_grad_()
-    y = _overload(op, "reference")(x, weight, bias, gain, key, *arguments)
+    y = _overload(op, "reference", arguments)(x, weight, bias, gain, key, *arguments)
     asked = [t for t, wanted in zip((x, weight, bias, gain), mask, strict=True) if wanted]
     grads = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
     return tuple(next(grads) if wanted else None for wanted in mask)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from wat_kernels.noise import Noise
+from wat_kernels.noise import Noise, TensorNoise
 
 
 class Meta(NamedTuple):
@@ -92,8 +92,8 @@ def check_shadows(shadows: int, batch: int) -> None:
         raise ValueError(f"shadows={shadows} does not divide the batch of {batch}")
 
 
-def check_noise(noise: Noise | None) -> None:
-    if noise is not None and not isinstance(noise, Noise):
+def check_noise(noise: Noise | TensorNoise | None) -> None:
+    if noise is not None and not isinstance(noise, Noise | TensorNoise):
         raise TypeError(f"noise is {type(noise).__name__}; accepted is wat_kernels.Noise or None")
 
 

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 from wat_kernels.draw import draw_rows_from
 from wat_kernels.matrix_grid import draw_matrix_grid, mean_inside
 from wat_kernels.ops import conv2d, linear  # noqa: F401  (the ops are defined before they get a formula)
+from wat_kernels.torch_library import SCALED
 
 
 def _conv2d(x, weight, bias, gain, key, thresholds, taps, taps_t, *rest, out_val: Tensor) -> int:
@@ -42,10 +43,14 @@ def _linear_bwd(dy, x, weight, gain, key, thresholds, grid, shadows, *rest, out_
     return _passes(rest[-1]) * _linear_pass(x, weight, key, thresholds, grid, shadows)
 
 
-register_flop_formula(torch.ops.wat_kernels.shadow_conv2d, get_raw=True)(_conv2d)
-register_flop_formula(torch.ops.wat_kernels.shadow_conv2d_bwd, get_raw=True)(_conv2d_bwd)
-register_flop_formula(torch.ops.wat_kernels.shadow_linear, get_raw=True)(_linear)
-register_flop_formula(torch.ops.wat_kernels.shadow_linear_bwd, get_raw=True)(_linear_bwd)
+for _op, _formula in (
+    ("shadow_conv2d", _conv2d),
+    ("shadow_conv2d_bwd", _conv2d_bwd),
+    ("shadow_linear", _linear),
+    ("shadow_linear_bwd", _linear_bwd),
+):
+    for _name in (_op, _op + SCALED):
+        register_flop_formula(getattr(torch.ops.wat_kernels, _name), get_raw=True)(_formula)
 
 
 def _conv2d_pass(y: Tensor, weight: Tensor, key: Tensor, thresholds: Tensor, taps: Tensor, shadows: int) -> int:

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
+from torch import Tensor
+
 MULTIPLICATIVE = 1
 DROP_CONNECT = 2
 _CODES = {"multiplicative": MULTIPLICATIVE, "dropconnect": DROP_CONNECT}
@@ -43,4 +45,19 @@ class Noise:
     @property
     def code(self) -> int:
         """The kind as kernels take it: 1 multiplicative, 2 dropconnect; 0 stands for no noise."""
+        return _CODES[self.kind]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorNoise:
+    """A Noise whose amount is data, for compiled graphs in which it changes: written in place, it compiles nothing anew.
+
+    amount: () float64 on the CPU, in the range of Noise.amount
+    """
+
+    kind: str
+    amount: Tensor
+
+    @property
+    def code(self) -> int:
         return _CODES[self.kind]

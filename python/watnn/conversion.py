@@ -100,6 +100,7 @@ def plain_layer(layer: ShadowLayer) -> nn.Module:
     for name in (
         "_transform",
         "_strength",
+        "_scaled_noise",
         "noise",
         "shadows",
         "backend",

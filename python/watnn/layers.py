@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, draw_key, shadow_conv2d, shadow_linear
 from wat_kernels.dispatch import check_name
 from wat_kernels.mixture import check_strength
+from wat_kernels.noise import TensorNoise
 from watnn.transforms import Transform
 
 GAINS = (None, "layer", "channel")
@@ -39,6 +41,7 @@ class ShadowLayer(nn.Module):
     gain: nn.Parameter | None
     torch_layer: type[nn.Module]  # the layer this one stands in for
     _strength = 1.0
+    _scaled_noise: TensorNoise | None = None
 
     def _set_up(
         self, transform: Transform | None, gain: str | None, shadows: int, backend: str, aom_gain: bool
@@ -114,6 +117,10 @@ class ShadowLayer(nn.Module):
             self._mix(strength)
         if self._transform is not None and self._transform.noise is not None:
             self.noise = self._transform.noise.scaled(strength)
+            if self._scaled_noise is None or self._scaled_noise.kind != self.noise.kind:
+                amount = torch.zeros((), dtype=torch.float64, device="cpu")
+                self._scaled_noise = TensorNoise(self.noise.kind, amount)
+            self._scaled_noise.amount.fill_(self.noise.amount)
         self._strength = strength
 
     @property
@@ -127,6 +134,13 @@ class ShadowLayer(nn.Module):
         if self.mode == "dom" and self.dom_key is not None:
             return self.dom_key
         return draw_key(x.device)
+
+    def _drawn_noise(self) -> Noise | TensorNoise | None:
+        """The noise as the op takes it. To a compiled graph an amount that has been scaled is data, not a constant."""
+        if self._scaled_noise is not None and self.noise is not None and torch.compiler.is_compiling():
+            scaled = self._scaled_noise
+            return TensorNoise(scaled.kind, scaled.amount.clone())  # a backward pass draws what its forward drew
+        return self.noise
 
     def _plain_weight(self) -> Tensor:
         if self.gain is None or not self.aom_gain:
@@ -241,7 +255,7 @@ class WATConv2d(_ShadowConv, nn.Conv2d):
             table=self.tap_table,
             key=self._key(input),
             gain=self.gain,
-            noise=self.noise,
+            noise=self._drawn_noise(),
             stride=self.stride,
             padding=padding,
             dilation=self.dilation,
@@ -312,7 +326,7 @@ class WATConv1d(_ShadowConv, nn.Conv1d):
             table=self.tap_table,
             key=self._key(input),
             gain=self.gain,
-            noise=self.noise,
+            noise=self._drawn_noise(),
             stride=(1, *self.stride),
             padding=padding,
             dilation=(1, *self.dilation),
@@ -376,7 +390,7 @@ class WATLinear(ShadowLayer, nn.Linear):
             key=self._key(input),
             gain=self.gain,
             grid=self.matrix_grid,
-            noise=self.noise,
+            noise=self._drawn_noise(),
             shadows=self.shadows,
             backend=self.backend,
         )

@@ -30,9 +30,10 @@ class StrengthScheduler:
     last_epoch: the n to go on from; -1 starts at 0. As in torch, n counts calls of `step`, whatever these stand for
 
     Call `step` where a learning-rate scheduler's is called. A backward pass draws what its forward drew also if the
-    strength changed in between; a forward that torch.utils.checkpoint repeats has the strength of its repetition.
-    Nothing is built again and torch.compile does not compile again, but for the amount of a noise, which is a constant
-    of the compiled graph. Make the scheduler before the first call of a compiled model.
+    strength changed in between (of a compiled model torch may refuse it instead); a forward that torch.utils.checkpoint
+    repeats has the strength of its repetition. Nothing is built again, and torch.compile does not compile again if the
+    scheduler is there before the first call. The amount of a noise is a number on the CPU: a CUDA graph keeps the one it
+    was captured with.
 
     Raises TypeError or ValueError naming the argument; ValueError for a model without shadow layers.
     """

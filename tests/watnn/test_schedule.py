@@ -147,13 +147,18 @@ def test_flops_export_and_revert_see_the_present_strength():
     assert set(vars(plain[0])) == set(vars(nn.Conv2d(1, 1, 1)))
 
 
-def test_a_compiled_model_follows_without_compiling_again():
-    model = network(WAT())
-    scheduler = watnn.StrengthScheduler(model, "linear", steps=12)
+@pytest.mark.parametrize(
+    ("noise", "backend"),
+    [(DropConnect(0.3), "auto"), (MultiplicativeNoise(0.3), "library"), (DropConnect(0.3), "reference")],
+)
+def test_a_compiled_model_follows_without_compiling_again(noise, backend):
+    model = network(Compose([WAT(), noise]), backend=backend)
+    model = watnn.convert(model.extend([nn.Flatten(), nn.Linear(6 * 36, 3)]), noise, include="4", backend=backend)
+    scheduler = watnn.StrengthScheduler(model, "linear", steps=3)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     compiled(X)
     with torch.compiler.set_stance("fail_on_recompile"):
-        for seed in range(12):
+        for seed in range(3):
             scheduler.step()
             results = []
             for run in (model, compiled):
@@ -162,6 +167,16 @@ def test_a_compiled_model_follows_without_compiling_again():
                 results.append((y, *torch.autograd.grad(y.square().sum(), model.parameters())))
             for eager, other in zip(*results, strict=True):
                 torch.testing.assert_close(other, eager)
+            torch.manual_seed(seed)
+            y = compiled(X)
+            for _, layer in shadow_layers(model):
+                layer.strength = 1.0
+            again = torch.autograd.grad(y.square().sum(), model.parameters())
+            for grad, other in zip(results[1][1:], again, strict=True):  # of the strength that its forward had
+                torch.testing.assert_close(other, grad)
+            for _, layer in shadow_layers(model):
+                layer.strength = scheduler.get_last_strength()
+        y = compiled(X)
     with watnn.aom(model):
         torch.testing.assert_close(y, model(X))
 
@@ -249,3 +264,9 @@ def test_layers_converted_later_join_in():
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_without_a_scheduler_nothing_is_added():
+    model = network(Compose([WAT(), DropConnect(0.2)]))
+    assert not {"_strength", "_scaled_noise"} & set(vars(model[0]))
+    assert type(model[0].tap_table).__name__ == "TapTable"

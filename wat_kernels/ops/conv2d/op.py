@@ -11,7 +11,7 @@ from torch import Tensor
 from wat_kernels import autograd, dispatch
 from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of, once
 from wat_kernels.draw import as_key
-from wat_kernels.noise import Noise
+from wat_kernels.noise import Noise, TensorNoise
 from wat_kernels.ops.conv2d import library, native, reference, triton
 from wat_kernels.ops.conv2d.geometry import output_size, pair, resolve_padding
 from wat_kernels.tap_table import TapTable
@@ -29,7 +29,7 @@ def shadow_conv2d(
     table: TapTable,
     key: int | Tensor,
     gain: Tensor | None = None,
-    noise: Noise | None = None,
+    noise: Noise | TensorNoise | None = None,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
@@ -81,7 +81,7 @@ def _plan(
     gain: Meta | None,
     cast_to: torch.dtype | None,
     table: TapTable,
-    noise: Noise | None,
+    noise: Noise | TensorNoise | None,
     stride: int | tuple[int, ...],
     padding: str | int | tuple[int, ...],
     dilation: int | tuple[int, ...],

@@ -11,7 +11,7 @@ from wat_kernels import autograd, dispatch
 from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of, once
 from wat_kernels.draw import as_key
 from wat_kernels.matrix_grid import MatrixGrid
-from wat_kernels.noise import Noise
+from wat_kernels.noise import Noise, TensorNoise
 from wat_kernels.ops.linear import library, native, reference, triton
 
 # In the order in which `auto` asks. It does not get as far as triton, which no GPU has run yet: once one has passed the
@@ -27,7 +27,7 @@ def shadow_linear(
     key: int | Tensor,
     gain: Tensor | None = None,
     grid: MatrixGrid | None = None,
-    noise: Noise | None = None,
+    noise: Noise | TensorNoise | None = None,
     shadows: int = 1,
     backend: str = "auto",
 ) -> Tensor:
@@ -73,7 +73,7 @@ def _plan(
     gain: Meta | None,
     cast_to: torch.dtype | None,
     grid: MatrixGrid | None,
-    noise: Noise | None,
+    noise: Noise | TensorNoise | None,
     shadows: int,
     backend: str,
     environment: str,
