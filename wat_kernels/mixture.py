@@ -7,7 +7,9 @@ draws what it drew before.
 
 from __future__ import annotations
 
+import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,9 @@ class _Mixture:
     Unlike what they are made of they change, so two are equal only if they are one, and a copy is another one.
     """
 
+    of: Any  # what is mixed with the identity
+    _on_device: dict[torch.device, Any]
+
     __eq__ = object.__eq__
     __hash__ = object.__hash__
 
@@ -40,7 +45,7 @@ class _Mixture:
         added = probabilities.new_zeros(int(identity == len(probabilities)))
         self._identity = identity
         self._full = torch.cat((probabilities, added))  # (R,) or (R + 1,)
-        self._strength: float | None = None
+        self._strength = math.nan  # unlike every strength
         self.strength = strength
 
     @property

@@ -57,31 +57,28 @@ class StrengthScheduler:
                 )
         elif schedule not in _SHAPES:
             raise ValueError(f"schedule={schedule!r}; accepted are {', '.join(map(repr, _SHAPES))} and a function")
-        elif not _is_int(steps) or steps < 1:
+        elif not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"steps={steps!r} with schedule={schedule!r}; accepted is an int >= 1")
-        if not _is_int(last_epoch) or last_epoch < -1:
+        if not isinstance(last_epoch, int) or isinstance(last_epoch, bool) or last_epoch < -1:
             raise ValueError(f"last_epoch={last_epoch!r}; accepted is an int >= -1")
         self.model = model
         self.schedule = schedule
-        self.steps = steps
+        self.steps = steps or 1  # of a function it says nothing
         self.start = 1.0 if start is None else check_strength(start)
         self.end = 0.0 if end is None else check_strength(end)
-        self.last_epoch = last_epoch
-        self._last_strength: float | None = None
-        self.step()
+        self._apply(self._layers(), last_epoch + 1)
 
     def step(self) -> None:
         """Counts one on and sets the strength of every layer of the model, those converted since included."""
         layers = self._layers()
-        if self._last_strength is not None:
-            strengths = ((name, vars(layer).get("_strength")) for name, layer in layers)  # None: converted since
-            changed = [name for name, strength in strengths if strength not in (None, self._last_strength)]
-            if changed:
-                warnings.warn(
-                    f"the strength of {changed[0] or 'the model'} (of {len(changed)} layers in all) is not what this "
-                    "scheduler set; it is set again. Are there two schedulers for one model?",
-                    stacklevel=2,
-                )
+        strengths = ((name, vars(layer).get("_strength")) for name, layer in layers)  # None: converted since
+        changed = [name for name, strength in strengths if strength not in (None, self._last_strength)]
+        if changed:
+            warnings.warn(
+                f"the strength of {changed[0] or 'the model'} (of {len(changed)} layers in all) is not what this "
+                "scheduler set; it is set again. Are there two schedulers for one model?",
+                stacklevel=2,
+            )
         self._apply(layers, self.last_epoch + 1)
 
     def get_strength(self, epoch: int) -> float:
@@ -136,7 +133,3 @@ _SHAPES: dict[str, Callable[[float], float]] = {
     "cosine": lambda done: (1 - math.cos(math.pi * done)) / 2,
     "constant": lambda done: float(done >= 1),
 }
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
