@@ -50,7 +50,7 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Mo
     key:  for "dom": the key of `watnn.dom(model, key)`, whose outputs the exported model gives. By default the key that
           the model is in DOM with, else a fresh draw
     A layer with shadows > 1 is exported with its first shadow, which is the one that shadows=1 gives, and a warning says
-    so. Gradients are not copied.
+    so.
     Raises ValueError for another mode, a key with mode="aom", or DOM of a model without shadow layers.
     """
     if mode not in ("aom", "dom"):
@@ -61,7 +61,6 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Mo
     if mode == "dom" and not layers:
         raise ValueError(f"model {type(model).__name__} has no shadow layer; convert it first with watnn.convert")
     copied = copy.deepcopy(model)
-    copied.zero_grad()
     if mode == "aom":
         return revert(copied).eval()
     keys = _dom_keys(layers, key)
