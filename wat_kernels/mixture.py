@@ -45,6 +45,8 @@ class _Mixture:
         added = probabilities.new_zeros(int(identity == len(probabilities)))
         self._identity = identity
         self._full = torch.cat((probabilities, added))  # (R,) or (R + 1,)
+        self._cumulative = self._full.cumsum(0)
+        self._cumulative[len(probabilities) - 1 :] = 1.0  # exactly, as in thresholds_of
         self._strength = math.nan  # unlike every strength
         self.strength = strength
 
@@ -62,7 +64,10 @@ class _Mixture:
         self._strength = strength
         self.probabilities = strength * self._full
         self.probabilities[self._identity] += 1 - strength
-        thresholds = _mixed_thresholds(self._full, self._identity, strength)
+        # at strength 1 the thresholds of the law itself, to the bit
+        cumulative = strength * self._cumulative
+        cumulative[self._identity :] += 1 - strength
+        thresholds = (cumulative * 2.0**32).round_().to(torch.int64)
         with torch.inference_mode():  # where a tensor made under inference_mode may be written too
             for tensors in self._on_device.values():
                 tensors.thresholds.copy_(thresholds)
@@ -127,16 +132,3 @@ class MixedGrid(_Mixture, MatrixGrid):
 def _first(rows: Tensor) -> int:
     """The first row that is True, or how many rows there are."""
     return next(iter(rows.nonzero().flatten().tolist()), len(rows))
-
-
-def _mixed_thresholds(full: Tensor, identity: int, strength: float) -> Tensor:
-    """(R,) int64 thresholds of strength * full, with 1 - strength more from the row `identity` on.
-
-    Taken from the cumulative law of strength 1, so that at 1 they are its thresholds to the bit; the last one that any
-    row with a probability has is 2**32, as thresholds_of makes it.
-    """
-    cumulative = full.cumsum(0)
-    cumulative[int(full.nonzero()[-1]) :] = 1.0
-    mixed = strength * cumulative
-    mixed[identity:] += 1 - strength
-    return (mixed.clamp(max=1.0) * 2.0**32).round().to(torch.int64)

@@ -11,12 +11,17 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt
+from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, shadow_layers
 from watnn.transforms import Transform
 
 logger = logging.getLogger("watnn")
 
 Filter: TypeAlias = "str | type[nn.Module] | Callable[[str, nn.Module], bool]"
+# what torch's fused encoder layers, which read the weights of their Linear layers themselves, are switched off with
+_FUSED = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
 _SHADOW_OF = {cls.torch_layer: cls for cls in SHADOW_CLASSES}
 
 
@@ -73,7 +78,9 @@ def convert(
     if left:
         listed = ", ".join(f"{name} ({why})" for name, why in left[:8]) + (", ..." if len(left) > 8 else "")
         logger.warning("convert: %d layers redraw their weight, %d are left: %s", len(chosen), len(left), listed)
-    return replace_modules(model, replacements)
+    model = replace_modules(model, replacements)
+    _keep_from_fusing(model)
+    return model
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -90,6 +97,9 @@ def revert(model: nn.Module) -> nn.Module:
                 with torch.no_grad():
                     plain.weight.copy_(module._plain_weight())
             replacements[id(module)] = plain
+    for module in model.modules():
+        if "_fused_as" in vars(module):
+            setattr(module, *vars(module).pop("_fused_as"))
     return replace_modules(model, replacements)
 
 
@@ -112,6 +122,15 @@ def plain_layer(layer: ShadowLayer) -> nn.Module:
     ):
         plain.__dict__.pop(name, None)
     return plain
+
+
+def _keep_from_fusing(model: nn.Module) -> None:
+    """In eval(), nn.TransformerEncoderLayer would not call its shadow layers, and no SW would be drawn in DOM."""
+    for module in model.modules():
+        for cls, (name, off) in _FUSED.items():
+            if isinstance(module, cls) and "_fused_as" not in vars(module) and shadow_layers(module):
+                module._fused_as = (name, getattr(module, name))
+                setattr(module, name, off)
 
 
 def replace_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> nn.Module:
