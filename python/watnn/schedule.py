@@ -17,7 +17,8 @@ class StrengthScheduler:
     """Sets the strength of every shadow layer of a model, as `torch.optim.lr_scheduler` sets learning rates.
 
     At strength a, the draw of a layer is the identity with probability 1 - a, and the amount of an elementwise noise is
-    a times its own. Draws at strength 1 are those without a scheduler.
+    a times its own. Draws at strength 1 are those without a scheduler; DOM, export and ensembles draw with the strength
+    that is set.
 
     model:      a converted model; its layers start at once with the strength of epoch 0
     schedule:   what the strength is after n calls of `step`:

@@ -10,6 +10,7 @@ import pytest
 import torch
 import watnn
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from watnn.layers import shadow_layers
 from watnn.transforms import WAT, Compose, DropConnect, MultiplicativeNoise, RandomAffine, RandomHorizontalFlip
 
@@ -270,3 +271,14 @@ def test_without_a_scheduler_nothing_is_added():
     model = network(Compose([WAT(), DropConnect(0.2)]))
     assert not {"_strength", "_scaled_noise"} & set(vars(model[0]))
     assert type(model[0].tap_table).__name__ == "TapTable"
+
+
+def test_checkpointing_with_a_strength():
+    model = network(Compose([WAT(), DropConnect(0.3)]))
+    watnn.StrengthScheduler(model, "linear", steps=2, start=0.5)
+    results = []
+    for run in (model, lambda x: checkpoint(model, x, use_reentrant=False)):
+        torch.manual_seed(4)
+        results.append(torch.autograd.grad(run(X).square().sum(), model.parameters()))
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
