@@ -11,12 +11,14 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from watnn.distributed import refuse_wrapped
 from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt
 from watnn.transforms import Transform
 
 logger = logging.getLogger("watnn")
 
 Filter: TypeAlias = "str | type[nn.Module] | Callable[[str, nn.Module], bool]"
+UNWRAP = "take DDP's .module, or load FSDP's full state dict into an unwrapped copy of the model"
 _SHADOW_OF = {cls.torch_layer: cls for cls in SHADOW_CLASSES}
 
 
@@ -49,8 +51,7 @@ def convert(
         raise TypeError(f"model is {type(model).__name__}; accepted is a torch.nn.Module")
     if not isinstance(transform, Transform):
         raise TypeError(f"transform is {type(transform).__name__}; accepted is a watnn.transforms transform")
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ValueError(f"model is wrapped in {type(model).__name__}; convert it first, then wrap it")
+    refuse_wrapped(model, "convert it first, then wrap it")
     chosen, left = _choose(model, transform, _filters(include, "include"), _filters(exclude, "exclude"))
     if not chosen:
         reasons = (
@@ -76,7 +77,9 @@ def revert(model: nn.Module) -> nn.Module:
 
     Returns `model` (for a bare layer, a torch layer that shares its Parameters). After it, model(x) is what AOM gave;
     a gain that AOM leaves out (aom_gain=False) is dropped.
+    Raises ValueError for a model that is wrapped for distributed training.
     """
+    refuse_wrapped(model, UNWRAP)
     replacements: dict[int, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, ShadowLayer):
@@ -99,7 +102,8 @@ def plain_layer(layer: ShadowLayer) -> nn.Module:
         "backend",
         "aom_gain",
         "mode",
-        "dom_key",
+        "_dom_key",
+        "shared_keys",
         "tap_table",
         "matrix_grid",
     ):

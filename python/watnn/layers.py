@@ -2,18 +2,22 @@
 
 Nothing random is kept on a module: each forward draws a key from torch's generator and everything follows from it. So
 one module used twice, two forwards before one backward, copies, checkpoints and exponential averages are all right.
+Only `watnn.sync_draws` and `watnn.dom` with a key give a layer keys of its own.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wat_kernels import MatrixGrid, Noise, TapTable, draw_key, shadow_conv2d, shadow_linear
+from wat_kernels import MatrixGrid, Noise, TapTable, shadow_conv2d, shadow_linear
 from wat_kernels.dispatch import check_name
+from watnn.keys import SharedKeys, fresh_key
 from watnn.transforms import Transform
 
 GAINS = (None, "layer", "channel")
@@ -50,10 +54,11 @@ class ShadowLayer(nn.Module):
         self.backend = check_name(backend)
         self.aom_gain = aom_gain
         self.mode = "auto"
-        self.dom_key: int | None = None
+        self.dom_key = None
+        self.shared_keys: SharedKeys | None = None
         scale = None
-        if gain is not None:
-            scale = nn.Parameter(self.weight.new_ones(() if gain == "layer" else self.weight.shape[0]))
+        if gain is not None:  # one element and not a scalar: FSDP shards no scalars
+            scale = nn.Parameter(self.weight.new_ones(1 if gain == "layer" else self.weight.shape[0]))
         self.register_parameter("gain", scale)
 
     @classmethod
@@ -104,10 +109,35 @@ class ShadowLayer(nn.Module):
             return False
         return self.training or self.mode == "dom"
 
-    def _key(self, x: Tensor) -> int | Tensor:
-        if self.mode == "dom" and self.dom_key is not None:
-            return self.dom_key
-        return draw_key(x.device)
+    @property
+    def dom_key(self) -> int | None:
+        """The key of the SW that mode "dom" computes with; None for a fresh draw at each forward."""
+        return None if self._dom_key is None else int(self._dom_key)
+
+    @dom_key.setter
+    def dom_key(self, key: int | None) -> None:
+        # a tensor: to a compiled graph another key is then other data, where another int would be another graph
+        device = torch.device("cpu") if self.weight.is_meta else self.weight.device
+        self._dom_key = None if key is None else torch.tensor(key, dtype=torch.int64, device=device)
+
+    def _key(self, x: Tensor) -> Tensor:
+        self._warn_of_a_gain_without_optimizer()
+        if self.mode == "dom" and self._dom_key is not None:
+            return self._dom_key.to(x.device)
+        if self.shared_keys is not None:
+            return self.shared_keys.draw().to(x.device)
+        return fresh_key(x.device)
+
+    def _warn_of_a_gain_without_optimizer(self) -> None:
+        """An optimizer that was built before the gain existed clears and updates the weight, and never the gain."""
+        if torch.compiler.is_compiling() or self.gain is None or not self.weight.requires_grad:
+            return
+        if self.gain.grad is not None and self.weight.grad is None:
+            warnings.warn(
+                "the gradient of a shadow layer's weight was cleared and that of its gain was not: was the optimizer "
+                "built before the gain existed? Convert the model first, then build the optimizer",
+                stacklevel=2,
+            )
 
     def _plain_weight(self) -> Tensor:
         if self.gain is None or not self.aom_gain:
@@ -122,7 +152,7 @@ class ShadowLayer(nn.Module):
     def extra_repr(self) -> str:
         words = [super().extra_repr(), f"transform={self.transform!r}"]
         if self.gain is not None:
-            words.append("gain=" + ("'layer'" if self.gain.ndim == 0 else "'channel'"))
+            words.append("gain=" + ("'layer'" if self.gain.numel() == 1 else "'channel'"))
         for name, default in (
             ("shadows", 1),
             ("backend", "auto"),
