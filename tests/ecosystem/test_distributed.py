@@ -1,0 +1,113 @@
+"""DDP and FSDP2 on two ranks of this machine, and what draws are without them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import watnn
+from torch import nn
+from watnn.keys import SharedKeys, fresh_key
+from watnn.transforms import WAT, DropConnect
+
+from wat_kernels import draw_key
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
+def test_two_ranks():
+    """Every check of two_ranks.py; the message of the one that fails is in the output."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    job = subprocess.Popen(
+        [*launch, str(Path(__file__).with_name("two_ranks.py"))],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = job.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(job.pid, signal.SIGKILL)  # the ranks with the launcher: they wait for each other
+        raise
+    assert job.returncode == 0, output
+    assert output.count("all checks passed") == 2, output
+
+
+def test_a_rank_s_key_is_another_one_and_a_single_process_draws_as_ever(monkeypatch):
+    def keys():
+        torch.manual_seed(0)
+        return [int(fresh_key(torch.device("cpu"))) for _ in range(50)]
+
+    torch.manual_seed(0)
+    alone = [int(draw_key()) for _ in range(50)]
+    assert keys() == alone
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    seen = set()
+    for rank in range(20):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        assert rank > 0 or keys() == alone
+        seen.update(keys())
+    assert len(seen) == 20 * 50
+
+
+def test_shared_keys_do_not_depend_on_the_generator():
+    streams = [SharedKeys(12, torch.device("cpu")) for _ in range(2)]
+    drawn = []
+    for seed, stream in enumerate(streams):
+        torch.manual_seed(seed)
+        drawn.append([int(stream.draw()) for _ in range(3000)])  # more than are remembered
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 3000 and drawn[0][0] == 12
+
+
+def test_shared_keys_of_a_generator_state_that_was_seen_are_found_again():
+    stream = SharedKeys(12, torch.device("cpu"))
+    states, keys = [], []
+    for _ in range(1500):
+        states.append(torch.get_rng_state())
+        keys.append(int(stream.draw()))
+    after = torch.get_rng_state()
+    for number in (1499, 476, 1000):  # the last 1024 of 1500
+        torch.set_rng_state(states[number])
+        assert int(stream.draw()) == keys[number]
+    torch.set_rng_state(after)
+    assert int(stream.draw()) not in keys  # and the stream goes on where it was
+
+
+def test_synced_draws_of_one_process():
+    model = watnn.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)), DropConnect(0.5))
+    x = torch.randn(2, 3, 8, 8)
+    with watnn.sync_draws(model, key=3) as inside:
+        assert inside is model
+        first = model(x)
+    torch.manual_seed(77)
+    with watnn.sync_draws(model, key=3):
+        assert torch.equal(model(x), first)
+        with watnn.sync_draws(model, key=4):
+            assert not torch.equal(model(x), first)
+        assert not torch.equal(model(x), first)
+    with watnn.dom(model, key=3):  # the first key of every layer is DOM's
+        assert torch.equal(model(x), first)
+    assert list(model.state_dict()) == list(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).state_dict())
+    watnn.sync_draws(model)
+    assert set(vars(watnn.revert(model)[0])) == set(vars(nn.Conv2d(1, 1, 1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "error", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 3, 3)), None, ValueError, "no shadow layer; convert it first"),
+        (watnn.WATConv2d(3, 3, 3, transform=WAT()), 0.5, TypeError, "key is float"),
+        (watnn.WATConv2d(3, 3, 3, transform=WAT()), 2**63, ValueError, "does not fit 64 bits"),
+    ],
+)
+def test_errors(model, key, error, message):
+    with pytest.raises(error, match=message):
+        watnn.sync_draws(model, key=key)
