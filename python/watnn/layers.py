@@ -118,7 +118,12 @@ class ShadowLayer(nn.Module):
     def dom_key(self, key: int | None) -> None:
         # a tensor: to a compiled graph another key is then other data, where another int would be another graph
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
-        self._dom_key = None if key is None else torch.tensor(key, dtype=torch.int64, device=device)
+        self._dom_key: Tensor | None = None if key is None else torch.tensor(key, device=device)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.dom_key = self.dom_key  # where the weight is now
+        return self
 
     def _key(self, x: Tensor) -> Tensor:
         self._warn_of_a_gain_without_optimizer()
