@@ -86,13 +86,18 @@ def test_synced_draws_of_one_process():
     x = torch.randn(2, 3, 8, 8)
     with watnn.sync_draws(model, key=3) as inside:
         assert inside is model
-        first = model(x)
+        first, second = model(x), model(x)
+    assert not torch.equal(first, second)
     torch.manual_seed(77)
     with watnn.sync_draws(model, key=3):
         assert torch.equal(model(x), first)
         with watnn.sync_draws(model, key=4):
-            assert not torch.equal(model(x), first)
-        assert not torch.equal(model(x), first)
+            assert not torch.equal(model(x), second)
+        assert torch.equal(model(x), second)  # goes on where it was
+    torch.manual_seed(77)
+    drawn = model(x)
+    torch.manual_seed(77)
+    assert torch.equal(model(x), drawn)  # the generator's draws again
     with watnn.dom(model, key=3):  # the first key of every layer is DOM's
         assert torch.equal(model(x), first)
     assert list(model.state_dict()) == list(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).state_dict())
