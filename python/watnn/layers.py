@@ -135,9 +135,14 @@ class ShadowLayer(nn.Module):
 
     def _warn_of_a_gain_without_optimizer(self) -> None:
         """An optimizer that was built before the gain existed clears and updates the weight, and never the gain."""
-        if torch.compiler.is_compiling() or self.gain is None or not self.weight.requires_grad:
+        if torch.compiler.is_compiling() or self.gain is None or not self.gain.is_leaf:
             return
-        if self.gain.grad is not None and self.weight.grad is None:
+        if (
+            self.gain.grad is not None
+            and self.weight.is_leaf
+            and self.weight.requires_grad
+            and self.weight.grad is None
+        ):
             warnings.warn(
                 "the gradient of a shadow layer's weight was cleared and that of its gain was not: was the optimizer "
                 "built before the gain existed? Convert the model first, then build the optimizer",

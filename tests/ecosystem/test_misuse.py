@@ -6,6 +6,7 @@ import pytest
 import torch
 import watnn
 from torch import nn
+from torch.func import functional_call
 from watnn.transforms import WAT
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -41,3 +42,16 @@ def test_other_optimizers_are_not(trained):
             if trained == "accumulated":
                 model(X).square().mean().backward()
             steps(model, optimizer)
+
+
+def test_parameters_that_no_optimizer_holds_are_not():
+    """Tensors that are no leaves, and a weight under a parametrization."""
+    layer = watnn.WATConv2d(3, 4, 3, transform=WAT(), gain="channel")
+    leaves = {name: p.detach().requires_grad_() for name, p in layer.named_parameters()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            functional_call(layer, {name: 2 * p for name, p in leaves.items()}, (X,)).square().mean().backward()
+        nn.utils.parametrizations.weight_norm(layer)
+        steps(layer, torch.optim.SGD(layer.parameters(), lr=0.1))
+    assert all(p.grad is not None for p in leaves.values())
