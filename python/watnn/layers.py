@@ -29,7 +29,8 @@ class ShadowLayer(nn.Module):
 
     transform: a watnn transform, or None for a layer that never draws
     gain:      None, "layer" (one learnable scale) or "channel" (one per output channel), starting at 1
-    shadows:   how many SWs one forward uses; the batch is cut into that many chunks
+    shadows:   how many SWs one forward uses; the batch is cut into that many chunks, each of which computes as a
+               micro-batch with a draw of its own: accumulating gradients and `shadows` do the same to the weight
     backend:   "auto" or the name of a wat_kernels backend
     aom_gain:  whether the gain also scales PW in AOM. The default keeps BatchNorm statistics valid in both modes;
                False is what the paper's code does

@@ -144,6 +144,19 @@ def test_a_compiled_checkpoint_draws_the_same_again():
     assert counter.frame_count == 1
 
 
+def test_a_compiled_checkpoint_repeats_synced_draws_or_says_that_it_cannot():
+    model, x = network(), torch.randn(4, 3, 8, 8)
+    model[1].momentum = 0.0
+    compiled, _ = counted(lambda x: checkpoint(model, x, use_reentrant=False))
+    gradients = []
+    for run in (model, compiled):
+        watnn.sync_draws(model, key=3)
+        gradients.append(torch.autograd.grad(run(x).square().sum(), model.parameters()))
+    torch.testing.assert_close(*gradients)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (compiled(x) + compiled(x)).sum().backward()  # the first would be recomputed after the second
+
+
 def test_inductor_gives_the_numbers_of_eager():
     model = network()
     compiled = torch.compile(model, fullgraph=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 import watnn
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from watnn.layers import ShadowLayer, shadow_layers
@@ -50,11 +50,11 @@ def batches(count: int) -> list[torch.Tensor]:
     return list(torch.randn(count, 8, 3, 8, 8, generator=torch.Generator().manual_seed(5)))
 
 
-def sharded(model: nn.Module) -> nn.Module:
+def sharded(model: nn.Module, **policy) -> nn.Module:
     for module in model:
         if isinstance(module, ShadowLayer):
-            fully_shard(module)
-    return fully_shard(model)
+            fully_shard(module, **policy)
+    return fully_shard(model, **policy)
 
 
 def full_gradients(model: nn.Module) -> list[torch.Tensor]:
@@ -158,6 +158,18 @@ def check_fsdp_draws_apart_and_modes_reach_its_layers():
     assert torch.equal(mine, other)
 
 
+def check_fsdp_in_mixed_precision_computes_as_the_cast_model():
+    model = network()
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    model = sharded(model, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
+    x = batches(1)[0]
+    with watnn.dom(model, key=3), watnn.dom(low, key=3):
+        y = model(x)
+        assert torch.equal(y, low(x.bfloat16()))
+    y.float().square().mean().backward()
+    assert {gradient.dtype for gradient in full_gradients(model)} == {torch.float32}
+
+
 def check_activation_checkpointing_repeats_synced_draws():
     x = batches(1)[0]
     for use_reentrant in (True, False):
@@ -181,14 +193,16 @@ def check_activation_checkpointing_repeats_synced_draws():
 
 def check_compiled_ddp_equals_eager_ddp():
     x = half(batches(1)[0])
-    model = network()
-    eager = DistributedDataParallel(copy.deepcopy(model))
-    compiled = DistributedDataParallel(torch.compile(model, fullgraph=True, backend="aot_eager"))
-    for m in (eager, compiled):
+    eager, inside, outside = (network() for _ in range(3))
+    inside = torch.compile(inside, fullgraph=True, backend="aot_eager")
+    eager, inside, outside = (DistributedDataParallel(m) for m in (eager, inside, outside))
+    outside = torch.compile(outside, backend="aot_eager")
+    for m in (eager, inside, outside):
         torch.manual_seed(8)
         m(x).square().mean().backward()
-    for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad)
+    for theirs, *ours in zip(eager.parameters(), inside.parameters(), outside.parameters(), strict=True):
+        for p in ours:
+            torch.testing.assert_close(p.grad, theirs.grad)
 
 
 def check_wrapped_models_are_refused():
