@@ -35,14 +35,16 @@ def sync_draws(model: nn.Module, key: int | None = None) -> DrawSwitch:
     """From now on all ranks draw the same SW at each forward of `model`, whatever the state of their generators.
 
     Without it, every rank draws its own, also where all ranks are seeded alike. A call switches for good,
-    `with watnn.sync_draws(model):` for the block. Every rank has to make the call, and then the same forwards.
+    `with watnn.sync_draws(model):` for the block. Every rank has to make the call, and then the same forwards. Call it
+    where the model is on its device; wrapped in DDP or sharded by FSDP or not yet makes no difference.
 
     key: an int that is the same on all ranks, or None for one that rank 0 draws and sends to the others: 8 bytes, once
          at this call. Forwards communicate nothing: forward n of a layer uses key n of a stream that follows from `key`
          and the layer's place in the model. The count starts at this call, so a run that calls
          `sync_draws(model, key=step)` at each step can be resumed at any step.
-    Which draws are new and which are a recomputation under activation checkpointing is seen by the generator's state, as
-    for dropout; the last 1024 forwards of each layer can be recomputed.
+    Under activation checkpointing a recomputation is told from a new forward by the state of torch's generator, which
+    checkpointing restores; the last 1024 forwards of each layer can be recomputed. Where the checkpoint is inside a
+    compiled function, backward has to come before the next forward; torch raises RuntimeError otherwise.
     Raises ValueError for a model without shadow layers, TypeError or ValueError for a key that is not a 64-bit int.
     """
     layers = shadow_layers(model)
