@@ -9,7 +9,9 @@ from torch import Tensor
 from wat_kernels import draw_key
 
 _REMEMBERED = 1024  # forwards of a layer that may lie between one and its recomputation
-_GOLDEN = 0x9E3779B97F4A7C15  # 2**64 / golden ratio, odd: multiples of it differ in many bits
+# Where a rank or a number of a forward enters a key: the upper half, so that the small keys that users count do not meet
+# each other. One bit is enough to make Philox's streams unlike.
+_SHIFT = 32
 
 
 def fresh_key(device: torch.device) -> Tensor:
@@ -20,7 +22,7 @@ def fresh_key(device: torch.device) -> Tensor:
     """
     key = draw_key(device)
     rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    return key if rank == 0 else key ^ _signed(rank * _GOLDEN)
+    return key if rank == 0 else key ^ (rank << _SHIFT)
 
 
 class SharedKeys:
@@ -45,9 +47,4 @@ class SharedKeys:
         self._words.index_copy_(0, slot, word.reshape(1))
         self._numbers.index_copy_(0, slot, number.reshape(1))
         self._count.copy_(torch.maximum(self._count, number + 1))
-        return self._key + number * _signed(_GOLDEN)
-
-
-def _signed(value: int) -> int:
-    """The low 64 bits of `value`, as int64 holds them."""
-    return (value + 2**63) % 2**64 - 2**63
+        return self._key ^ (number << _SHIFT)

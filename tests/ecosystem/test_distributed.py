@@ -12,9 +12,9 @@ import torch.distributed as dist
 import watnn
 from torch import nn
 from watnn.keys import SharedKeys, fresh_key
-from watnn.transforms import WAT, DropConnect
+from watnn.transforms import WAT, DropConnect, RandomAffine
 
-from wat_kernels import draw_key
+from wat_kernels import draw_key, draw_rows, philox
 
 ROOT = Path(__file__).parents[2]
 
@@ -65,6 +65,41 @@ def test_shared_keys_do_not_depend_on_the_generator():
         drawn.append([int(stream.draw()) for _ in range(3000)])  # more than are remembered
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) == 3000 and drawn[0][0] == 12
+    others = [SharedKeys(key, torch.device("cpu")) for key in range(13, 20)]  # as counted by a training loop
+    assert not set(drawn[0]) & {int(stream.draw()) for stream in others for _ in range(50)}
+
+
+def words(keys, purpose, blocks):
+    """Of the first blocks of each key, (keys, blocks, 4)."""
+    block = torch.arange(blocks)
+    zero = torch.zeros_like(block)
+    return torch.stack(
+        philox.philox4x32((block, zero, zero, zero + purpose), philox.split_key(torch.tensor(keys).unsqueeze(1))),
+        dim=-1,
+    )
+
+
+def test_the_draws_of_neighbouring_keys_are_independent():
+    """Of ranks, of the forwards of a stream, of streams: rows by a chi-squared test, masks by how often they agree."""
+    table = RandomAffine(0, translate=(0.3, 0.3)).tap_table((3, 3))
+    thresholds, rows, count = table.on(torch.device("cpu")).thresholds, len(table), 3000
+    streams = [SharedKeys(key, torch.device("cpu")) for key in (5, 6)]
+    keys = [[int(stream.draw()) for _ in range(count + 1)] for stream in streams]
+    pairs = {
+        "forwards": (keys[0][:-1], keys[0][1:]),
+        "streams": (keys[0][:-1], keys[1][:-1]),
+        "ranks": (list(range(count)), [key ^ (1 << 32) for key in range(count)]),
+    }
+    expected = count * torch.outer(table.probabilities, table.probabilities)
+    for name, pair in pairs.items():
+        first, second = ((thresholds <= words(keys, philox.PURPOSE_ROW, 1)[:, 0, :1]).sum(1) for keys in pair)
+        assert int(first[0]) == int(draw_rows(table, pair[0][0]))
+        found = torch.bincount(first * rows + second, minlength=rows * rows).view(rows, rows)
+        chi_squared = float(((found - expected) ** 2 / expected).sum())
+        assert chi_squared < 80 + 5 * 160**0.5, (name, chi_squared)  # 80 degrees of freedom, five standard deviations
+        ours, theirs = ((words(keys, philox.PURPOSE_NOISE, 8) & 0xFFFF) >= 1 << 15 for keys in pair)  # masks of p = 0.5
+        agreement = float((ours == theirs).double().mean())
+        assert abs(agreement - 0.5) < 5 * 0.5 / ours.numel() ** 0.5, (name, agreement)
 
 
 def test_shared_keys_of_a_generator_state_that_was_seen_are_found_again():
