@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wat_kernels.checks import autocast_dtype, without_autocast
 from wat_kernels.torch_library import SCALED
 
 
@@ -46,10 +47,13 @@ class _Shadow(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy):
         mask = ctx.needs_input_grad[2:6]
-        if torch.is_grad_enabled():
-            grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
-        else:
-            grads = _overload(f"{ctx.op}_bwd", ctx.backend, ctx.arguments)(dy, *ctx.saved_tensors, *ctx.arguments, mask)
+        device = dy.device.type
+        with without_autocast(autocast_dtype(device), device):  # backward may be called where autocast is on
+            if torch.is_grad_enabled():
+                grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
+            else:
+                overload = _overload(f"{ctx.op}_bwd", ctx.backend, ctx.arguments)
+                grads = overload(dy, *ctx.saved_tensors, *ctx.arguments, mask)
         grads = (grad if asked else None for grad, asked in zip(grads, mask, strict=True))
         return None, None, *grads, None, None
 

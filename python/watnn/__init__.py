@@ -2,6 +2,7 @@
 
 from watnn import transforms
 from watnn.conversion import convert, revert
+from watnn.distributed import sync_draws
 from watnn.export import export, shadow_weight
 from watnn.flops import flops
 from watnn.layers import WATConv1d, WATConv2d, WATLinear
@@ -25,5 +26,6 @@ __all__ = [
     "flops",
     "revert",
     "shadow_weight",
+    "sync_draws",
     "transforms",
 ]

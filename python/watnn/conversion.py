@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
+from watnn.distributed import refuse_wrapped
 from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, shadow_layers
 from watnn.transforms import Transform
 
@@ -22,6 +23,7 @@ _FUSED = {
     nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
     nn.TransformerEncoder: ("use_nested_tensor", False),
 }
+UNWRAP = "take DDP's .module, or load FSDP's full state dict into an unwrapped copy of the model"
 _SHADOW_OF = {cls.torch_layer: cls for cls in SHADOW_CLASSES}
 
 
@@ -54,8 +56,7 @@ def convert(
         raise TypeError(f"model is {type(model).__name__}; accepted is a torch.nn.Module")
     if not isinstance(transform, Transform):
         raise TypeError(f"transform is {type(transform).__name__}; accepted is a watnn.transforms transform")
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ValueError(f"model is wrapped in {type(model).__name__}; convert it first, then wrap it")
+    refuse_wrapped(model, "convert it first, then wrap it")
     chosen, left = _choose(model, transform, _filters(include, "include"), _filters(exclude, "exclude"))
     if not chosen:
         reasons = (
@@ -88,7 +89,9 @@ def revert(model: nn.Module) -> nn.Module:
 
     Returns `model` (for a bare layer, a torch layer that shares its Parameters). After it, model(x) is what AOM gave;
     a gain that AOM leaves out (aom_gain=False) is dropped.
+    Raises ValueError for a model that is wrapped for distributed training.
     """
+    refuse_wrapped(model, UNWRAP)
     replacements: dict[int, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, ShadowLayer):
@@ -116,7 +119,8 @@ def plain_layer(layer: ShadowLayer) -> nn.Module:
         "backend",
         "aom_gain",
         "mode",
-        "dom_key",
+        "_dom_key",
+        "shared_keys",
         "tap_table",
         "matrix_grid",
     ):

@@ -14,7 +14,8 @@ from wat_kernels.ops.conv2d import reference as conv_reference
 from wat_kernels.ops.conv2d.geometry import resolve_padding
 from wat_kernels.ops.conv2d.library import Rectangle, active_rectangle, cropped_padding
 from wat_kernels.ops.linear import reference as linear_reference
-from watnn.conversion import plain_layer, replace_modules, revert
+from watnn.conversion import UNWRAP, plain_layer, replace_modules, revert
+from watnn.distributed import refuse_wrapped
 from watnn.layers import ShadowLayer, WATConv1d, WATLinear, shadow_layers
 from watnn.modes import layer_keys
 
@@ -51,12 +52,14 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Mo
           the model is in DOM with, else a fresh draw
     A layer with shadows > 1 is exported with its first shadow, which is the one that shadows=1 gives, and a warning says
     so.
-    Raises ValueError for another mode, a key with mode="aom", or DOM of a model without shadow layers.
+    Raises ValueError for another mode, a key with mode="aom", DOM of a model without shadow layers, or a model that is
+    wrapped for distributed training.
     """
     if mode not in ("aom", "dom"):
         raise ValueError(f"mode={mode!r}; accepted are 'aom' and 'dom'")
     if mode == "aom" and key is not None:
         raise ValueError(f"key={key} with mode='aom'; PW has no draw")
+    refuse_wrapped(model, UNWRAP)
     layers = shadow_layers(model)
     if mode == "dom" and not layers:
         raise ValueError(f"model {type(model).__name__} has no shadow layer; convert it first with watnn.convert")

@@ -2,10 +2,12 @@
 
 Nothing random is kept on a module: each forward draws a key from torch's generator and everything follows from it. So
 one module used twice, two forwards before one backward, copies, checkpoints and exponential averages are all right.
+Only `watnn.sync_draws` and `watnn.dom` with a key give a layer keys of its own.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, draw_key, shadow_conv2d, shadow_linear
+from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, shadow_conv2d, shadow_linear
 from wat_kernels.dispatch import check_name
 from wat_kernels.mixture import check_strength
 from wat_kernels.noise import TensorNoise
+from watnn.keys import SharedKeys, fresh_key
 from watnn.transforms import Transform
 
 GAINS = (None, "layer", "channel")
@@ -28,7 +31,8 @@ class ShadowLayer(nn.Module):
 
     transform: a watnn transform, or None for a layer that never draws
     gain:      None, "layer" (one learnable scale) or "channel" (one per output channel), starting at 1
-    shadows:   how many SWs one forward uses; the batch is cut into that many chunks
+    shadows:   how many SWs one forward uses; the batch is cut into that many chunks, each of which computes as a
+               micro-batch with a draw of its own: accumulating gradients and `shadows` do the same to the weight
     backend:   "auto" or the name of a wat_kernels backend
     aom_gain:  whether the gain also scales PW in AOM. The default keeps BatchNorm statistics valid in both modes;
                False is what the paper's code does
@@ -55,10 +59,11 @@ class ShadowLayer(nn.Module):
         self.backend = check_name(backend)
         self.aom_gain = aom_gain
         self.mode = "auto"
-        self.dom_key: int | None = None
+        self.dom_key = None
+        self.shared_keys: SharedKeys | None = None
         scale = None
-        if gain is not None:
-            scale = nn.Parameter(self.weight.new_ones(() if gain == "layer" else self.weight.shape[0]))
+        if gain is not None:  # one element and not a scalar: FSDP shards no scalars
+            scale = nn.Parameter(self.weight.new_ones(1 if gain == "layer" else self.weight.shape[0]))
         self.register_parameter("gain", scale)
 
     @classmethod
@@ -130,10 +135,45 @@ class ShadowLayer(nn.Module):
             return False
         return self.training or self.mode == "dom"
 
-    def _key(self, x: Tensor) -> int | Tensor:
-        if self.mode == "dom" and self.dom_key is not None:
-            return self.dom_key
-        return draw_key(x.device)
+    @property
+    def dom_key(self) -> int | None:
+        """The key of the SW that mode "dom" computes with; None for a fresh draw at each forward."""
+        return None if self._dom_key is None else int(self._dom_key)
+
+    @dom_key.setter
+    def dom_key(self, key: int | None) -> None:
+        # a tensor: to a compiled graph another key is then other data, where another int would be another graph
+        device = torch.device("cpu") if self.weight.is_meta else self.weight.device
+        self._dom_key: Tensor | None = None if key is None else torch.tensor(key, device=device)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.dom_key = self.dom_key  # where the weight is now
+        return self
+
+    def _key(self, x: Tensor) -> Tensor:
+        self._warn_of_a_gain_without_optimizer()
+        if self.mode == "dom" and self._dom_key is not None:
+            return self._dom_key.to(x.device)
+        if self.shared_keys is not None:
+            return self.shared_keys.draw().to(x.device)
+        return fresh_key(x.device)
+
+    def _warn_of_a_gain_without_optimizer(self) -> None:
+        """An optimizer that was built before the gain existed clears and updates the weight, and never the gain."""
+        if torch.compiler.is_compiling() or self.gain is None or not self.gain.is_leaf:
+            return
+        if (
+            self.gain.grad is not None
+            and self.weight.is_leaf
+            and self.weight.requires_grad
+            and self.weight.grad is None
+        ):
+            warnings.warn(
+                "the gradient of a shadow layer's weight was cleared and that of its gain was not: was the optimizer "
+                "built before the gain existed? Convert the model first, then build the optimizer",
+                stacklevel=2,
+            )
 
     def _drawn_noise(self) -> Noise | TensorNoise | None:
         """The noise as the op takes it. To a compiled graph an amount that has been scaled is data, not a constant."""
@@ -155,7 +195,7 @@ class ShadowLayer(nn.Module):
     def extra_repr(self) -> str:
         words = [super().extra_repr(), f"transform={self.transform!r}"]
         if self.gain is not None:
-            words.append("gain=" + ("'layer'" if self.gain.ndim == 0 else "'channel'"))
+            words.append("gain=" + ("'layer'" if self.gain.numel() == 1 else "'channel'"))
         for name, default in (
             ("shadows", 1),
             ("backend", "auto"),

@@ -45,6 +45,16 @@ def test_equals_a_convolution_with_the_materialised_weight(backend, case):
             torch.testing.assert_close(grad, right, **TOLERANCES[torch.float64])
 
 
+@pytest.mark.parametrize("backend", ["reference", *FUSED])
+def test_one_output_channel_and_one_pixel_in_channels_last(backend):
+    """Where torch's convolution refuses a kernel with the strides that chunks give it."""
+    table = TapTable.identity((1, 2))
+    weight = torch.randn(1, 2, 1, 2).to(memory_format=torch.channels_last).requires_grad_()
+    x = torch.randn(2, 2, 1, 2).to(memory_format=torch.channels_last)
+    y = shadow_conv2d(x, weight, table=table, key=0, shadows=2, backend=backend)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), weight)[0], x.sum(0, keepdim=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @given(case=conv_cases())
 @settings(max_examples=20, deadline=None)
