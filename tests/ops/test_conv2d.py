@@ -45,6 +45,14 @@ def test_equals_a_convolution_with_the_materialised_weight(backend, case):
             torch.testing.assert_close(grad, right, **TOLERANCES[torch.float64])
 
 
+def test_the_weight_gradient_of_chunks_in_channels_last():
+    """A shape for which torch's fp64 convolution refuses a permuted weight."""
+    x = torch.randn(2, 2, 1, 2, dtype=torch.float64).to(memory_format=torch.channels_last)
+    weight = torch.randn(1, 2, 1, 2, dtype=torch.float64, requires_grad=True)
+    y = shadow_conv2d(x, weight, table=TapTable.identity((1, 2)), key=0, shadows=2, backend="reference")
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), weight)[0], x.sum(0, keepdim=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @given(case=conv_cases())
 @settings(max_examples=20, deadline=None)
