@@ -84,6 +84,7 @@ def check_transformers(names):
 
 def check_lightning(names):
     assert isinstance(names["module"].model[0], watnn.WATConv2d) and names["module"].model[0].gain is not None
+    assert names["module"].model[0].strength == pytest.approx(0.95)  # after one of 20 epochs
 
 
 CHECKS = {
