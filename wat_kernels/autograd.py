@@ -1,12 +1,14 @@
-"""The autograd function that every op and every backend shares, twice differentiable."""
+"""The autograd function that every op and every backend shares: twice differentiable, and open to torch.func."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from wat_kernels import torch_func
 from wat_kernels.checks import autocast_dtype, without_autocast
 from wat_kernels.torch_library import SCALED
 
@@ -22,14 +24,40 @@ def apply(
     arguments: tuple,
 ) -> Tensor:
     """`torch.ops.wat_kernels.<op>.<backend>(x, weight, bias, gain, key, *arguments)`, differentiable."""
-    if backend == "reference":  # a composition of differentiable operations
+    if torch_func.active():
+        return _transformed(op, backend, x, weight, bias, gain, key, arguments)
+    if backend == "reference":
         return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
     return _Shadow.apply(op, backend, x, weight, bias, gain, key, arguments)
+
+
+def _transformed(
+    op: str,
+    backend: str,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    key: Tensor,
+    arguments: tuple,
+) -> Tensor:
+    """`apply` within torch.func."""
+    if torch.compiler.is_compiling():
+        # the compiler would trace the forward alone and lose the gradient
+        torch._dynamo.graph_break(msg="torch.func runs shadow ops outside of compiled graphs")
+    if backend == "reference":
+        return _reference(op, x, weight, bias, gain, key, *arguments)
+    return _TransformedShadow.apply(op, backend, x, weight, bias, gain, key, arguments)
 
 
 def _overload(op: str, backend: str, arguments: tuple):
     scaled = SCALED if isinstance(arguments[-1], Tensor) else ""  # the last is the amount of the noise
     return getattr(getattr(torch.ops.wat_kernels, op + scaled), backend)
+
+
+def _reference(op: str, *arguments) -> Tensor:
+    """The reference as the operations that it is made of, for torch.func to transform each of them."""
+    return _overload(op, "reference", arguments).decompose(*arguments)
 
 
 class _Shadow(torch.autograd.Function):
@@ -49,7 +77,9 @@ class _Shadow(torch.autograd.Function):
         mask = ctx.needs_input_grad[2:6]
         device = dy.device.type
         with without_autocast(autocast_dtype(device), device):  # backward may be called where autocast is on
-            if torch.is_grad_enabled():
+            if torch_func.active():
+                grads = _TransformedBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
+            elif torch.is_grad_enabled():
                 grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
             else:
                 overload = _overload(f"{ctx.op}_bwd", ctx.backend, ctx.arguments)
@@ -73,22 +103,20 @@ class _ShadowBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_grads):
         *inputs, key = ctx.saved_tensors
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            # aliases: distinct from what was saved, and still connected to it when a third derivative is wanted
-            dy, x, weight, gain = (
-                None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs
-            )
-            grads = _reference_grads(ctx.op, dy, x, weight, gain, key, ctx.arguments, ctx.mask)
-            pairs = [(g, gg) for g, gg in zip(grads, grad_grads, strict=True) if g is not None and gg is not None]
-            present = [t for t in (dy, x, weight, gain) if t is not None]
-            found = iter(
-                torch.autograd.grad(
-                    [g for g, _ in pairs], present, [gg for _, gg in pairs], allow_unused=True, create_graph=again
-                )
-            )
-        second = (None if t is None else next(found) for t in (dy, x, weight, gain))
-        return None, None, *second, None, None, None
+
+        def first_derivative(*present: Tensor) -> tuple[Tensor, ...]:
+            dy, x, weight, gain = _in_place_of(inputs, present)
+            return _reference_grads(ctx.op, dy, x, weight, gain, key, ctx.arguments, ctx.mask)
+
+        _, pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))
+        found = pull(tuple(gg for gg, asked in zip(grad_grads, ctx.mask, strict=True) if asked))
+        return None, None, *_in_place_of(inputs, found), None, None, None
+
+
+def _in_place_of(places: Sequence[Tensor | None], found: Sequence[Tensor]) -> list[Any]:
+    """`found` where `places` has a tensor, None where it has none."""
+    remaining = iter(found)
+    return [None if place is None else next(remaining) for place in places]
 
 
 def _reference_grads(
@@ -100,10 +128,51 @@ def _reference_grads(
     key: Tensor,
     arguments: tuple,
     mask: Sequence[bool],
-) -> tuple[Tensor | None, ...]:
-    """The reference's gradients for x, weight, bias and gain where `mask` asks for them, recorded."""
-    bias = dy.new_zeros(weight.shape[0]).requires_grad_()
-    y = _overload(op, "reference", arguments)(x, weight, bias, gain, key, *arguments)
-    asked = [t for t, wanted in zip((x, weight, bias, gain), mask, strict=True) if wanted]
-    grads = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
-    return tuple(next(grads) if wanted else None for wanted in mask)
+) -> tuple[Tensor, ...]:
+    """The reference's gradients for those of x, weight, bias and gain that `mask` asks for, differentiable."""
+    inputs = [x, weight, dy.new_zeros(weight.shape[0]), gain]
+
+    def forward(*asked: Tensor) -> Tensor:
+        given = iter(asked)
+        return _reference(op, *(next(given) if m else t for t, m in zip(inputs, mask, strict=True)), key, *arguments)
+
+    pull = torch.func.vjp(forward, *(t for t, m in zip(inputs, mask, strict=True) if m))[1]
+    return pull(dy)
+
+
+class _TransformedShadow(_Shadow):
+    """_Shadow in the form that torch.func can transform.
+
+    Not the form of every call: torch binds the arguments of this one by their signature, which takes longer than the
+    forward of a small layer.
+    """
+
+    @staticmethod
+    def forward(op, backend, x, weight, bias, gain, key, arguments):
+        return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.op, ctx.backend, x, weight, _, gain, key, ctx.arguments = inputs
+        ctx.save_for_backward(x, weight, gain, key)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return torch_func.vmap_forward(_TransformedShadow.apply, info.batch_size, in_dims, arguments)
+
+
+class _TransformedBackward(_ShadowBackward):
+    """_ShadowBackward in the form that torch.func can transform."""
+
+    @staticmethod
+    def forward(op, backend, dy, x, weight, gain, key, arguments, mask):
+        return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.op, _, dy, x, weight, gain, key, ctx.arguments, ctx.mask = inputs
+        ctx.save_for_backward(dy, x, weight, gain, key)
+
+    @staticmethod
+    def vmap(info, in_dims, *arguments):
+        return torch_func.vmap_each(_TransformedBackward.apply, info.batch_size, in_dims, arguments)

@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from wat_kernels.noise import Noise, TensorNoise
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class Meta(NamedTuple):
@@ -22,10 +25,15 @@ class Meta(NamedTuple):
 
 
 def metas_of(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> tuple[Meta | None, ...]:
-    """The four metas; TypeError for what is neither a tensor nor an absent bias or gain."""
+    """The four metas; TypeError for what is neither a tensor nor an absent bias or gain, or a weight of another layout."""
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
         name, value = ("weight", weight) if isinstance(x, Tensor) else ("x", x)
         raise TypeError(f"{name} is {type(value).__name__}; accepted is a tensor")
+    if type(weight) not in _PLAIN and is_traceable_wrapper_subclass(weight):
+        raise TypeError(
+            f"weight is {type(weight).__name__}; accepted is a plain tensor: a quantized or distributed weight cannot be "
+            "redrawn (use AOM, or quantize what watnn.export returns)"
+        )
     for name, value in (("bias", bias), ("gain", gain)):
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"{name} is {type(value).__name__}; accepted is a tensor or None")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wat_kernels import torch_func
 from wat_kernels.default_device import on_cpu
 from wat_kernels.law import check_probabilities, thresholds_of
 from wat_kernels.philox import row_words
@@ -69,7 +70,8 @@ class MatrixGrid:
         """The tensors that kernels read, on `device`; copied there once and kept."""
         tensors = self._on_device.get(device)
         if tensors is None:
-            tensors = MatrixGridTensors(self.thresholds.to(device), self.rows.to(device))
+            with torch_func.suspended():
+                tensors = MatrixGridTensors(self.thresholds.to(device), self.rows.to(device))
             self._on_device[device] = tensors
         return tensors
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wat_kernels import torch_func
 from wat_kernels.default_device import on_cpu
 from wat_kernels.law import check_probabilities, thresholds_of
 
@@ -87,7 +88,8 @@ class TapTable:
         tensors = self._on_device.get(device)
         if tensors is None:
             cpu = self._on_device[torch.device("cpu")]
-            tensors = TableTensors(*(tensor.to(device) for tensor in cpu))
+            with torch_func.suspended():
+                tensors = TableTensors(*(tensor.to(device) for tensor in cpu))
             self._on_device[device] = tensors
         return tensors
 

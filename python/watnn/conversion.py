@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from watnn.distributed import refuse_wrapped
 from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, shadow_layers
@@ -89,21 +90,40 @@ def revert(model: nn.Module) -> nn.Module:
 
     Returns `model` (for a bare layer, a torch layer that shares its Parameters). After it, model(x) is what AOM gave;
     a gain that AOM leaves out (aom_gain=False) is dropped.
-    Raises ValueError for a model that is wrapped for distributed training.
+    Raises ValueError, before anything is changed, for a model that is wrapped for distributed training, a parametrized
+    layer (remove the parametrization first; `export` does so on its copy), or a gain that would have to be folded into a
+    weight that is no Parameter.
     """
     refuse_wrapped(model, UNWRAP)
+    layers = shadow_layers(model)
+    for name, layer in layers:
+        _check_revertible(name, layer)
     replacements: dict[int, nn.Module] = {}
-    for module in model.modules():
-        if isinstance(module, ShadowLayer):
-            plain = plain_layer(module)
-            if plain.weight is module.weight and module.gain is not None and module.aom_gain:
-                with torch.no_grad():
-                    plain.weight.copy_(module._plain_weight())
-            replacements[id(module)] = plain
+    for _, layer in layers:
+        plain = plain_layer(layer)
+        if layer.gain is not None and layer.aom_gain:
+            with torch.no_grad():
+                plain.weight.copy_(layer._plain_weight())
+        replacements[id(layer)] = plain
     for module in model.modules():
         if "_fused_as" in vars(module):
             setattr(module, *vars(module).pop("_fused_as"))
     return replace_modules(model, replacements)
+
+
+def _check_revertible(name: str, layer: ShadowLayer) -> None:
+    prefix = f"{name}." if name else ""
+    if parametrize.is_parametrized(layer):
+        which = ", ".join(prefix + parameter for parameter in layer.parametrizations)
+        raise ValueError(
+            f"{which} is parametrized; accepted are plain Parameters: "
+            "torch.nn.utils.parametrize.remove_parametrizations makes it one"
+        )
+    if layer.gain is not None and layer.aom_gain and not isinstance(layer._parameters.get("weight"), nn.Parameter):
+        raise ValueError(
+            f"{prefix}gain cannot be folded into {prefix}weight, which is no Parameter (weight_norm or pruning?); "
+            "remove that method first"
+        )
 
 
 def plain_layer(layer: ShadowLayer) -> nn.Module:
@@ -189,6 +209,8 @@ def _reason_to_leave(module: nn.Module, transform: Transform, named: bool) -> st
     """Why `module` cannot or should not redraw its weight; None if it should. `named`: a filter asked for it."""
     if isinstance(module, ShadowLayer):
         return "already a shadow layer"
+    if parametrize.is_parametrized(module):
+        return "parametrized: convert it first, then parametrize the shadow layer"
     cls = _SHADOW_OF.get(type(module))
     if cls is None:
         return f"no shadow layer for {type(module).__name__}"

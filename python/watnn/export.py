@@ -7,6 +7,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from wat_kernels import draw_key
 from wat_kernels.draw import as_key, draw_rows_from
@@ -42,7 +43,7 @@ def shadow_weight(layer: ShadowLayer, key: int | Tensor) -> Tensor:
     return weights if layer.shadows > 1 else weights[0]
 
 
-def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Module:
+def export(model: nn.Module, mode: str = "aom", key: int | None = None, *, crop: bool = True) -> nn.Module:
     """A copy of `model` for inference, made of plain torch modules only, in eval().
 
     mode: "aom", PW with the gain folded in; or "dom", the SW of one draw with the gain folded in, where a kernel is
@@ -50,6 +51,9 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Mo
           `nn.ZeroPad2d` where the padding that is left is uneven
     key:  for "dom": the key of `watnn.dom(model, key)`, whose outputs the exported model gives. By default the key that
           the model is in DOM with, else a fresh draw
+    crop: False keeps every kernel whole, zeros included: for models whose own code looks at their convolutions, as those
+          that pad the input by `conv.kernel_size` or read `conv.weight.dtype` (MobileNetV2 and ViT of transformers)
+    A parametrized weight (weight_norm, spectral_norm) is exported as the weight it stands for.
     A layer with shadows > 1 is exported with its first shadow, which is the one that shadows=1 gives, and a warning says
     so.
     Raises ValueError for another mode, a key with mode="aom", DOM of a model without shadow layers, or a model that is
@@ -63,9 +67,11 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Mo
     layers = shadow_layers(model)
     if mode == "dom" and not layers:
         raise ValueError(f"model {type(model).__name__} has no shadow layer; convert it first with watnn.convert")
-    copied = copy.deepcopy(model)
+    copied = copy.deepcopy(model).eval()
+    for _, layer in shadow_layers(copied):
+        _bake_parametrizations(layer)
     if mode == "aom":
-        return revert(copied).eval()
+        return revert(copied)
     keys = _dom_keys(layers, key)
     chunked = [(name, layer.shadows) for name, layer in layers if layer.shadows > 1]
     if chunked:
@@ -75,11 +81,24 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Mo
             stacklevel=2,
         )
     replacements = {
-        id(layer): _dom_layer(layer, k)
+        id(layer): _dom_layer(layer, k, crop)
         for (_, layer), k in zip(shadow_layers(copied), keys, strict=True)
         if layer.transform is not None
     }
     return revert(replace_modules(copied, replacements)).eval()
+
+
+def _bake_parametrizations(layer: ShadowLayer) -> None:
+    """Makes what is parametrized in `layer` a Parameter of its present value.
+
+    Not by torch's remove_parametrizations: that takes the property off the class, which a copy shares with its model.
+    """
+    if parametrize.is_parametrized(layer):
+        values = {name: getattr(layer, name).detach().clone() for name in layer.parametrizations}
+        layer.__class__ = type(layer).__bases__[0]
+        del layer.parametrizations
+        for name, value in values.items():
+            layer.register_parameter(name, nn.Parameter(value))
 
 
 def _dom_keys(layers: list[tuple[str, ShadowLayer]], key: int | None) -> list[int]:
@@ -93,7 +112,7 @@ def _as_2d(weight: Tensor) -> Tensor:
     return weight.unsqueeze(-2) if weight.ndim == 3 else weight
 
 
-def _dom_layer(layer: ShadowLayer, key: int) -> nn.Module:
+def _dom_layer(layer: ShadowLayer, key: int, crop: bool) -> nn.Module:
     """The torch module that computes what `layer` computes with the first SW of `key`."""
     with torch.no_grad():
         weight = shadow_weight(layer, key)
@@ -101,7 +120,7 @@ def _dom_layer(layer: ShadowLayer, key: int) -> nn.Module:
         if layer.gain is not None:
             weight = weight * layer.gain.reshape(-1, *[1] * (weight.ndim - 1)).to(weight.dtype)
         plain = plain_layer(layer)
-        if isinstance(layer, WATLinear):
+        if isinstance(layer, WATLinear) or not crop:
             plain.weight = nn.Parameter(weight.contiguous())
             return plain
         return _cropped(layer, plain, weight, dom_rectangle(layer, key))

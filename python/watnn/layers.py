@@ -185,7 +185,14 @@ class ShadowLayer(nn.Module):
     def _plain_weight(self) -> Tensor:
         if self.gain is None or not self.aom_gain:
             return self.weight
-        return self.weight * self.gain.reshape(-1, *[1] * (self.weight.ndim - 1)).to(self.weight.dtype)
+        scale = self.gain.reshape(-1, *[1] * (self.weight.ndim - 1))
+        try:
+            return self.weight * scale.to(self.weight.dtype)
+        except NotImplementedError as error:
+            raise TypeError(
+                f"weight is {type(self.weight).__name__}, which cannot be multiplied by the gain; "
+                "quantize what watnn.export returns, where the gain is folded in"
+            ) from error
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)

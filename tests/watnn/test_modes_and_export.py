@@ -143,6 +143,16 @@ def test_a_translated_kernel_is_exported_smaller():
     assert sizes == {(3, 3), (2, 3), (3, 2), (2, 2)}
 
 
+def test_export_without_cropping_keeps_kernels_whole():
+    model = network(gain="channel").eval()
+    for key in range(5):
+        exported = watnn.export(model, mode="dom", key=key, crop=False)
+        assert [type(m) for m in exported] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.Flatten, nn.Linear]
+        assert exported[0].weight.shape == model[0].weight.shape and exported[0].padding == (1, 1)
+        with watnn.dom(model, key=key):
+            torch.testing.assert_close(exported(X), model(X), atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("length", [11, 12])
 def test_conv1d_and_linear_export(length):
     conv = watnn.WATConv1d(3, 4, 5, padding=2, stride=2, transform=RandomAffine(0, translate=(0.5, 0)))

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wat_kernels import torch_func
+
 Padding = tuple[int, int, int, int]  # top, bottom, left, right
 
 
@@ -48,7 +50,12 @@ def output_size(
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:
-    """channels_last if one of the tensors is (and not only because sizes are 1), as torch decides it for x and weight."""
+    """channels_last if one of the tensors is (and not only because sizes are 1), as torch decides it for x and weight.
+
+    Within torch.func always contiguous: a tensor that vmap batches does not tell.
+    """
+    if torch_func.active():
+        return torch.contiguous_format
     for tensor in tensors:
         if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
             return torch.channels_last
