@@ -1,0 +1,59 @@
+"""No time without a right result: each run is compared with the reference first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from wat_kernels.tolerances import TOLERANCES
+
+
+class WrongResult(Exception):
+    """A result that is not what the reference gives; its text says which and by how much."""
+
+
+def check_layer(
+    forward: Callable[..., Tensor], reference: Callable[..., Tensor], leaves: Sequence[Tensor], dy: Tensor
+) -> None:
+    """Compares output and gradients of `forward(*leaves)` with those of `reference(*leaves)`.
+
+    Half-precision leaves go to the reference as fp32. A difference is measured in units of the largest value of what is
+    expected, and must be within the tolerance of the leaves' dtype. Raises WrongResult.
+    """
+    dtype = dy.dtype
+    compute = torch.promote_types(dtype, torch.float32)
+    exact = [leaf.detach().to(compute).requires_grad_() for leaf in leaves]
+    with _no_tf32():
+        y = forward(*leaves)
+        got = [y, *torch.autograd.grad(y, leaves, dy)]
+        y = reference(*exact)
+        expected = [y, *torch.autograd.grad(y, exact, dy.to(compute))]
+    names = ["the output", *(f"gradient {index}" for index in range(len(leaves)))]
+    for name, one, other in zip(names, got, expected, strict=True):
+        _compare(name, one.detach(), other.detach(), dtype)
+
+
+def _compare(name: str, got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    if got.shape != expected.shape:
+        raise WrongResult(f"{name} has shape {tuple(got.shape)}, the reference's {tuple(expected.shape)}")
+    tolerance, scale = TOLERANCES[dtype], expected.abs().max().clamp_min(1e-30)
+    difference = (got.to(expected.dtype) - expected).abs() / scale
+    allowed = tolerance["atol"] + tolerance["rtol"] * expected.abs() / scale
+    if not bool((difference <= allowed).all()):  # NaN is not within any tolerance
+        raise WrongResult(
+            f"{name} differs from the reference by {float(difference.max()):.2g} of its largest value; "
+            f"the tolerance of {dtype} is {tolerance['atol']:g}"
+        )
+
+
+class _no_tf32:
+    """fp32 means fp32 where results are compared; what is timed has the user's settings."""
+
+    def __enter__(self):
+        self._before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+    def __exit__(self, *_):
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = self._before
