@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from watnn.bench.case import Case
-from watnn.bench.suites import conv, depthwise
+from watnn.bench.suites import conv, depthwise, linear, memory, scaling
 
 SUITES: dict[str, Callable[[], list[Case]]] = {
     "conv": conv.cases,
     "depthwise": depthwise.cases,
+    "linear": linear.cases,
+    "memory": memory.cases,
+    "scaling": scaling.cases,
 }
