@@ -1,4 +1,4 @@
-"""The console script `watnn`: `watnn info` and `watnn demo`."""
+"""The console script `watnn`: `watnn info`, `watnn demo` and `watnn bench`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_DEMO_PACKAGES = {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"}  # the `demo` extra
+from watnn.bench.arguments import add_arguments
+
+_EXTRAS = {  # the packages of each extra, by the name that is imported
+    "demo": {"sklearn": "scikit-learn", "matplotlib": "matplotlib", "rich": "rich"},
+    "bench": {"matplotlib": "matplotlib", "rich": "rich"},
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,23 +24,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(describe())
         return 0
-    missing = [name for package, name in _DEMO_PACKAGES.items() if importlib.util.find_spec(package) is None]
+    extra = arguments.command
+    missing = [name for package, name in _EXTRAS[extra].items() if importlib.util.find_spec(package) is None]
     if missing:
-        return _fail(f"{', '.join(missing)} not installed: pip install wat-kernels[demo]", status=1)
+        print(f"watnn {extra}: {', '.join(missing)} not installed: pip install wat-kernels[{extra}]", file=sys.stderr)
+        return 1
+    if extra == "bench":
+        from watnn.bench.run import run as run_benchmarks
+
+        return run_benchmarks(arguments, command=_command(argv))
     from watnn.demo.settings import Settings
 
     try:
         settings = Settings.of(arguments.quick, arguments.seeds, arguments.epochs, arguments.output)
     except ValueError as error:
-        return _fail(str(error), status=2)
+        print(f"watnn demo: {error}", file=sys.stderr)
+        return 2
     from watnn.demo.run import run
 
     return run(settings, command=_command(argv))
-
-
-def _fail(message: str, status: int) -> int:
-    print(f"watnn demo: {message}", file=sys.stderr)
-    return status
 
 
 def _command(argv: Sequence[str] | None) -> str:
@@ -51,7 +58,7 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="watnn", description="Layers whose weight is redrawn at every forward.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,bench}")
     commands.add_parser("info", help="versions, devices, and which backends run here")
     demo = commands.add_parser(
         "demo",
@@ -70,4 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         default=Path("demo-results"),
         help="folder for results.json and the pictures (default demo-results)",
     )
+    bench = commands.add_parser(
+        "bench",
+        help="measure what the layers cost here, against the plain and the official ones",
+        description="Measures time and memory of the layers against nn.Conv2d and nn.Linear, the official pipeline, "
+        "torch.compile of it, and the limits of this machine. Needs the extra wat-kernels[bench].",
+    )
+    add_arguments(bench)
     return parser
