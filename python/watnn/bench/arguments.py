@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", default="auto", help="one or several, separated by commas; each is measured (default auto)"
     )
     parser.add_argument("--quick", action="store_true", help="a few small cases, less than a minute on two cores")
-    parser.add_argument("--filter", action="append", default=[], metavar="TEXT", help="only cases with TEXT in their name")
+    parser.add_argument(
+        "--filter", action="append", default=[], metavar="TEXT", help="only cases with TEXT in their name"
+    )
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     parser.add_argument("--reps", type=int, help=f"rounds; a time is their median (default {REPS}, quick {QUICK_REPS})")
@@ -36,10 +38,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also measure torch.compile of the official pipeline (default: yes, with --quick no)",
     )
     parser.add_argument(
-        "--json", type=Path, nargs="?", const=STREAM, metavar="FILE.json", help="write the rows (default standard output)"
+        "--json",
+        type=Path,
+        nargs="?",
+        const=STREAM,
+        metavar="FILE.json",
+        help="write the rows (default standard output)",
     )
     parser.add_argument(
-        "--csv", type=Path, nargs="?", const=STREAM, metavar="FILE.csv", help="append the rows (default standard output)"
+        "--csv",
+        type=Path,
+        nargs="?",
+        const=STREAM,
+        metavar="FILE.csv",
+        help="append the rows (default standard output)",
     )
     parser.add_argument("--store", type=Path, metavar="FOLDER", help="append the rows to FOLDER/<machine>/<suite>.csv")
     parser.add_argument("--plots", type=Path, metavar="FOLDER", help="draw pictures of the rows into FOLDER")

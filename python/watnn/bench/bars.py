@@ -27,7 +27,6 @@ class Standing(NamedTuple):
     value: float
     bar: float
     at_least: bool = False
-    unit: str = ""
 
     @property
     def met(self) -> bool:
@@ -62,14 +61,14 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
         ]
         if ratios:
             name = f"{bar.suite}, {' and '.join(bar.variants)} / {bar.baseline}"
-            found.append(Standing(f"{name}, geometric mean", statistics.geometric_mean(ratios), bar.mean))
+            found.append(Standing(f"{name}, mean", statistics.geometric_mean(ratios), bar.mean))
             if bar.worst is not None:
                 found.append(Standing(f"{name}, worst", max(ratios), bar.worst))
     found += _overhead(rows)
     found += _speedup(ours)
     saved = [row.saved_above_plain for row in ours if row.saved_above_plain is not None]
     if saved:
-        found.append(Standing("kept for backward above plain, most", max(saved), MOST_SAVED, unit="bytes"))
+        found.append(Standing("bytes kept for backward above plain, most", max(saved), MOST_SAVED))
     return found
 
 
@@ -79,8 +78,8 @@ def _overhead(rows: Sequence[Row]) -> list[Standing]:
     plain = [row.ms for row in small if row.role == "plain" and row.ms is not None]
     if not (ours and plain):
         return []
-    name = f"{SMALL}, forward above nn.Conv2d's"
-    return [Standing(name, 1e3 * (ours[-1] - plain[-1]), MOST_OVERHEAD, unit="µs")]
+    name = f"{SMALL}, forward above nn.Conv2d, µs"
+    return [Standing(name, 1e3 * (ours[-1] - plain[-1]), MOST_OVERHEAD)]
 
 
 def _speedup(ours: Sequence[Row]) -> list[Standing]:

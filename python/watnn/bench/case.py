@@ -31,7 +31,8 @@ class Options:
 class Run:
     """One thing to time and weigh: a layer with one draw, a baseline, or a training step.
 
-    modes:       for each mode a function that prepares and returns what is timed; what it prepares is not timed
+    modes:       for each mode a function that prepares and returns what is timed; what it prepares is not timed. A mode
+                 that is not there is not measured
     probability: the share of this run in its contender's numbers; those of a contender's runs sum to one
     check:       raises verify.WrongResult unless the results are right; None where torch itself is what runs
     saved:       bytes that autograd keeps from forward to backward, without inputs and parameters
@@ -100,21 +101,19 @@ class Case:
 
 
 def layer_modes(
-    forward: Callable[[], Tensor], leaves: Sequence[Tensor], dy: Tensor
+    forward: Callable[[], Tensor], leaves: Sequence[Tensor], dy: Tensor, compiled: bool = False
 ) -> dict[str, Callable[[], Callable[[], object]]]:
     """The modes of a differentiable layer.
 
     forward:  calls the layer; each call makes a graph for backward
     leaves:   what gradients are asked for
     dy:       the gradient of the output, of its shape
+    compiled: forward comes from torch.compile, whose backward runs once a forward, so that it cannot be timed alone
     """
 
     def backward() -> Callable[[], object]:
-        y = forward()
-        return lambda: torch.autograd.grad(y, leaves, dy, retain_graph=True)
+        edge = torch.autograd.graph.get_gradient_edge(forward())  # keeps the graph, and not the output
+        return lambda: torch.autograd.grad(edge, leaves, dy, retain_graph=True)
 
-    return {
-        "forward": lambda: forward,
-        "backward": backward,
-        "full": lambda: lambda: torch.autograd.grad(forward(), leaves, dy),
-    }
+    modes = {"forward": lambda: forward, "full": lambda: lambda: torch.autograd.grad(forward(), leaves, dy)}
+    return modes if compiled else {**modes, "backward": backward}

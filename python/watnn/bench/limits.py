@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,8 +11,8 @@ import torch.nn.functional as F
 from watnn.bench.case import Work
 from watnn.bench.timing import timer_of
 
-_COPY_BYTES = 256 << 20  # far more than a cache
-_ROUNDS = 5
+_COPY_BYTES = 128 << 20  # far more than a cache
+_ROUNDS = 3
 
 
 class Limits(NamedTuple):
@@ -27,23 +26,23 @@ class Limits(NamedTuple):
         return max(work.flops / self.flops, work.bytes / self.bandwidth)
 
 
-@functools.cache
-def measure_limits(device: str, dtype: torch.dtype, threads: int) -> Limits:
-    """Of `device` with this many CPU threads, once a process.
+_best: dict[tuple[str, torch.dtype, int], Limits] = {}
+
+
+def measure_limits(device: str, dtype: torch.dtype) -> Limits:
+    """Of `device` with the CPU threads in use: the best that this process has seen, this time included.
 
     The rate is the fastest of matrix products and dense convolutions of torch: on some processors its convolution is
     much faster than its matrix product, and a limit has to hold for both.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        rates = [flops / _best_seconds(function, device) for flops, function in _probes(device, dtype)]
-        source = torch.ones(_COPY_BYTES // dtype.itemsize, dtype=dtype, device=device)
-        target = torch.empty_like(source)
-        bandwidth = 2 * _COPY_BYTES / _best_seconds(lambda: target.copy_(source), device)
-    finally:
-        torch.set_num_threads(before)
-    return Limits(max(rates), bandwidth)
+    rates = [flops / _best_seconds(function, device) for flops, function in _probes(device, dtype)]
+    source = torch.ones(_COPY_BYTES // dtype.itemsize, dtype=dtype, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * _COPY_BYTES / _best_seconds(lambda: target.copy_(source), device)
+    key = (device, dtype, torch.get_num_threads())
+    before = _best.get(key, Limits(0.0, 0.0))
+    _best[key] = Limits(max(before.flops, *rates), max(before.bandwidth, bandwidth))
+    return _best[key]
 
 
 def _probes(device: str, dtype: torch.dtype) -> list[tuple[float, Callable[[], object]]]:

@@ -27,7 +27,7 @@ _TRIES = 10  # torchvision's, before it falls back to the whole
 def draw_shift(size: int) -> tuple[int, int]:
     """(dx, dy) in taps, as RandomAffine(0, translate=(0.3, 0.3)) draws it for a size x size image."""
     most = TRANSLATE * size
-    return tuple(int(round(torch.empty(1).uniform_(-most, most).item())) for _ in range(2))
+    return tuple(round(torch.empty(1).uniform_(-most, most).item()) for _ in range(2))
 
 
 def translated(weight: Tensor, shift: tuple[int, int]) -> Tensor:
@@ -65,7 +65,7 @@ def draw_box(size: int) -> tuple[int, int, int, int]:
     for _ in range(_TRIES):
         area = size * size * torch.empty(1).uniform_(*CROP_SCALE).item()
         ratio = math.exp(torch.empty(1).uniform_(*map(math.log, CROP_RATIO)).item())
-        width, height = int(round(math.sqrt(area * ratio))), int(round(math.sqrt(area / ratio)))
+        width, height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < width <= size and 0 < height <= size:
             top = int(torch.randint(0, size - height + 1, (1,)).item())
             left = int(torch.randint(0, size - width + 1, (1,)).item())

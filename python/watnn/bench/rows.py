@@ -133,10 +133,14 @@ def _commit() -> str:
         return ""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", root, *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "python", "wat_kernels", "csrc", "setup.py")
+        changed = git(
+            "status", "--porcelain", "--untracked-files=no", "--", "python", "wat_kernels", "csrc", "setup.py"
+        )
         return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError) as error:
         print(f"watnn bench: the commit is unknown ({error})", file=sys.stderr)

@@ -19,6 +19,7 @@ from watnn.bench.store import Output
 from watnn.bench.table import bars_table, build_tables
 from watnn.bench.verify import WrongResult
 
+_FILE_WIDTH = 120  # of what does not go to a terminal
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 
 
@@ -41,6 +42,8 @@ def run(arguments: argparse.Namespace, command: str) -> int:
         torch.cuda.set_device(plan.options.device)
     streamed = STREAM in (arguments.json, arguments.csv)
     console = Console(highlight=False, stderr=streamed)
+    if not console.is_terminal:
+        console.width = max(console.width, _FILE_WIDTH)
     status = _measure(plan, output, Environment.of(plan.options.device, command), console)
     output.close()
     if output.rows:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 
 from watnn.bench.case import DTYPES, Case, Contender, Options
-from watnn.bench.limits import measure_limits
+from watnn.bench.limits import Limits, measure_limits
 from watnn.bench.memory import MALLOC_ENVIRONMENT, peak_bytes, why_no_peak
 from watnn.bench.rows import BASELINES, Environment, Row
 from watnn.bench.timing import Spread, Timer, interleaved, timer_of
@@ -27,14 +27,15 @@ def measure(case: Case, options: Options, reps: int, environment: Environment) -
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads or threads)
     try:
-        contenders = case.setup(options)
+        contenders = [_without_failing_compiler(contender) for contender in case.setup(options)]
         check(case, contenders)
         if case.measures == "memory":
             yield from _memory_rows(case, contenders, options, environment)
         else:
             timer = timer_of(options.device)
+            limits = measure_limits(options.device, options.dtype)
             for mode in case.modes:
-                yield from _time_rows(case, mode, contenders, options, reps, environment, timer)
+                yield from _time_rows(case, mode, contenders, options, reps, environment, timer, limits)
     finally:
         torch.set_num_threads(threads)
 
@@ -51,6 +52,19 @@ def check(case: Case, contenders: Sequence[Contender]) -> None:
                 raise WrongResult(f"{case.suite}, {case.name}: {what}, draw {index}: {error}") from None
 
 
+def _without_failing_compiler(contender: Contender) -> Contender:
+    """A baseline of torch.compile compiles now; where that fails, it is missing, with the compiler's reason."""
+    if contender.role != "compiled":
+        return contender
+    try:
+        for run in contender.runs:
+            run.modes["full"]()()
+    except Exception as error:  # whatever a compiler that is not ours raises
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return dataclasses.replace(contender, runs=(), missing=f"torch.compile fails: {reason}")
+    return contender
+
+
 def _time_rows(
     case: Case,
     mode: str,
@@ -59,8 +73,10 @@ def _time_rows(
     reps: int,
     environment: Environment,
     timer: Timer,
+    limits: Limits,
 ) -> list[Row]:
     """Rows of one mode: all runs of all contenders interleaved; a round of a contender is the mean over its draws."""
+    contenders = [c for c in contenders if all(mode in run.modes for run in c.runs)]
     functions = {
         (place, index): run.modes[mode]()
         for place, contender in enumerate(contenders)
@@ -73,7 +89,6 @@ def _time_rows(
             rounds = zip(*(seconds[place, index] for index in range(len(contender.runs))), strict=True)
             weights = [run.probability for run in contender.runs]
             spreads[place] = Spread.of([sum(w * s for w, s in zip(weights, line, strict=True)) for line in rounds])
-    limits = measure_limits(options.device, options.dtype, torch.get_num_threads())
     rows = []
     for place, contender in enumerate(contenders):
         row = _row(case, mode, contender, options, environment)
@@ -111,9 +126,7 @@ def _ratios(
     return ratios
 
 
-def _memory_rows(
-    case: Case, contenders: Sequence[Contender], options: Options, environment: Environment
-) -> list[Row]:
+def _memory_rows(case: Case, contenders: Sequence[Contender], options: Options, environment: Environment) -> list[Row]:
     """One row a contender; of its draws, the one that holds most."""
     cuda = torch.device(options.device).type == "cuda"
     reason = "" if cuda else why_no_peak()

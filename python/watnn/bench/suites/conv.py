@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from watnn.bench.case import Case
-from watnn.bench.convolution import Shape, contenders
+from watnn.bench.convolution import contenders
+from watnn.bench.shapes import Shape
 
 _SIZES = [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)]  # channels, image
 _BATCHES = [128, 16]
@@ -16,6 +17,4 @@ _QUICK = [Shape(128, 16, batch=16)]
 
 def cases() -> list[Case]:
     shapes = [Shape(channels, image, batch=batch) for channels, image in _SIZES for batch in _BATCHES] + [SMALL]
-    return [
-        Case("conv", str(shape), partial(contenders, shape, _VARIANTS), quick=shape in _QUICK) for shape in shapes
-    ]
+    return [Case("conv", str(shape), partial(contenders, shape, _VARIANTS), quick=shape in _QUICK) for shape in shapes]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from watnn.bench.case import Case
-from watnn.bench.convolution import Shape, contenders
+from watnn.bench.convolution import contenders
+from watnn.bench.shapes import Shape
 
 _SIZES = [(192, 32, 3), (576, 16, 3), (672, 14, 5)]  # channels, image, kernel
 _BATCHES = [128, 16]

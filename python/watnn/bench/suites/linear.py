@@ -52,9 +52,7 @@ def contenders(shape: Shape, options: Options) -> list[Contender]:
         return torch.randn(size, generator=generator).to(options.device, options.dtype)
 
     weight = normal(shape.outputs, shape.inputs) / shape.inputs**0.5
-    leaves = [
-        tensor.requires_grad_() for tensor in (normal(shape.rows, shape.inputs), weight, normal(shape.outputs))
-    ]
+    leaves = [tensor.requires_grad_() for tensor in (normal(shape.rows, shape.inputs), weight, normal(shape.outputs))]
     dy = normal(shape.rows, shape.outputs)
     least = work(shape, options.dtype)
     found = [_layer(leaves, dy, name, backend, least, options) for backend in options.backends for name in NOISES]
@@ -69,7 +67,7 @@ def contenders(shape: Shape, options: Options) -> list[Contender]:
         found.append(Contender("official", "eager noise", name, [_torch_run(noisy_linear, leaves, dy)], least))
         if options.compiled:
             torch._dynamo.reset()
-            run = _torch_run(torch.compile(noisy_linear, dynamic=False), leaves, dy)
+            run = _torch_run(torch.compile(noisy_linear, dynamic=False), leaves, dy, compiled=True)
             found.append(Contender("compiled", "compiled noise", name, [run], least))
     return found
 
@@ -104,11 +102,11 @@ def _layer(
     return Contender(role, "WATLinear", variant, [run], least, chosen)
 
 
-def _torch_run(function: Callable[..., Tensor], leaves: list[Tensor], dy: Tensor) -> Run:
+def _torch_run(function: Callable[..., Tensor], leaves: list[Tensor], dy: Tensor, compiled: bool = False) -> Run:
     def forward() -> Tensor:
         return function(*leaves)
 
-    return Run(layer_modes(forward, leaves, dy), saved=lambda: saved_bytes(forward, leaves))
+    return Run(layer_modes(forward, leaves, dy, compiled), saved=lambda: saved_bytes(forward, leaves))
 
 
 def work(shape: Shape, dtype: torch.dtype) -> dict[str, Work]:

@@ -10,7 +10,8 @@ import torch
 
 from wat_kernels import TapTable
 from watnn.bench.case import Case, Contender, Options
-from watnn.bench.convolution import Shape, Tensors, layer, plain
+from watnn.bench.convolution import layer, plain
+from watnn.bench.shapes import Shape, Tensors
 
 _BASE = Shape(128, 16, batch=32)
 _QUICK_AT = {"taps": (1, 5, 9), "shadows": (1, 8)}

@@ -1,0 +1,58 @@
+"""The shape of a convolution to measure, and its tensors."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Shape(NamedTuple):
+    """A convolution with as many input as output channels, stride 1 and padding that keeps the size."""
+
+    channels: int
+    image: int
+    kernel: int = 3
+    batch: int = 16
+    depthwise: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.channels}ch {self.image}x{self.image} k{self.kernel} batch {self.batch}"
+
+    @property
+    def groups(self) -> int:
+        return self.channels if self.depthwise else 1
+
+    @property
+    def padding(self) -> int:
+        return self.kernel // 2
+
+
+class Tensors(NamedTuple):
+    """x, dy: (N, C, H, W) channels_last; weight: (C, C / groups, k, k); bias: (C,); gain: (). All but dy need gradients."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor
+    gain: Tensor
+    dy: Tensor
+
+    @classmethod
+    def of(cls, shape: Shape, device: str, dtype: torch.dtype) -> Tensors:
+        generator = torch.Generator().manual_seed(0)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(size, generator=generator).to(device, dtype)
+
+        activations = (shape.batch, shape.channels, shape.image, shape.image)
+        x, dy = (normal(*activations).contiguous(memory_format=torch.channels_last) for _ in range(2))
+        inputs = shape.channels // shape.groups
+        weight = normal(shape.channels, inputs, shape.kernel, shape.kernel) / (inputs * shape.kernel**2) ** 0.5
+        gain = torch.tensor(1.25, device=device, dtype=dtype)  # exact in every dtype
+        leaves = (tensor.requires_grad_() for tensor in (x, weight, normal(shape.channels), gain))
+        return cls(*leaves, dy)
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        return [self.x, self.weight, self.bias, self.gain]
