@@ -56,7 +56,7 @@ def standings(rows: Sequence[Row]) -> list[Standing]:
         ratios = [
             ratio
             for row in ours
-            if (row.suite, row.mode) == (bar.suite, "full") and row.variant in bar.variants and row.case != str(SMALL)
+            if (row.suite, row.mode) == (bar.suite, "full") and row.variant in bar.variants
             if (ratio := getattr(row, f"vs_{bar.baseline}")) is not None
         ]
         if ratios:

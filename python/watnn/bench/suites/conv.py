@@ -1,4 +1,4 @@
-"""3x3 convolutions of VGG-like networks on CIFAR-sized images, and one so small that only the overhead is left."""
+"""3x3 convolutions of VGG-like networks on CIFAR-sized images, and a forward so small that only the overhead is left."""
 
 from __future__ import annotations
 
@@ -16,5 +16,8 @@ _QUICK = [Shape(128, 16, batch=16)]
 
 
 def cases() -> list[Case]:
-    shapes = [Shape(channels, image, batch=batch) for channels, image in _SIZES for batch in _BATCHES] + [SMALL]
-    return [Case("conv", str(shape), partial(contenders, shape, _VARIANTS), quick=shape in _QUICK) for shape in shapes]
+    shapes = [Shape(channels, image, batch=batch) for channels, image in _SIZES for batch in _BATCHES]
+    return [
+        *(Case("conv", str(shape), partial(contenders, shape, _VARIANTS), quick=shape in _QUICK) for shape in shapes),
+        Case("conv", str(SMALL), partial(contenders, SMALL, _VARIANTS), modes=("forward",)),
+    ]
