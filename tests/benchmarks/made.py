@@ -1,6 +1,5 @@
 """Rows, cases and a clock that are made up, so that what is computed of them is known."""
 
-
 from watnn.bench.case import Case, Contender, Run
 from watnn.bench.rows import Environment, Row
 

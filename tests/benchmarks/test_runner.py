@@ -26,7 +26,11 @@ def measured(case, reps=3, **options):
 def test_rounds_are_interleaved_after_all_are_warm():
     clock = Clock()
     seconds = interleaved({"a": lambda: 1.0, "b": lambda: 2.0, "c": lambda: 3.0}, 2, clock)
-    assert clock.log == [("warm", 1.0), ("warm", 2.0), ("warm", 3.0)] + 2 * [("time", 1.0), ("time", 2.0), ("time", 3.0)]
+    assert clock.log == [("warm", 1.0), ("warm", 2.0), ("warm", 3.0)] + 2 * [
+        ("time", 1.0),
+        ("time", 2.0),
+        ("time", 3.0),
+    ]
     assert seconds == {"a": [1.0, 1.0], "b": [2.0, 2.0], "c": [3.0, 3.0]}
 
 
@@ -107,7 +111,9 @@ def test_a_contender_that_draws_is_the_mean_over_its_draws_round_by_round(clock)
 
 def test_every_mode_is_prepared_and_a_mode_that_is_not_there_is_left_out(clock):
     full = Run({"full": lambda: lambda: 2.0})
-    rows = measured(case_of(Contender("wat", "a", "x", [run_of(1.0, 1.0, 1.0)]), Contender("compiled", "b", "x", [full])))
+    rows = measured(
+        case_of(Contender("wat", "a", "x", [run_of(1.0, 1.0, 1.0)]), Contender("compiled", "b", "x", [full]))
+    )
     assert [(row.mode, row.role, row.vs_compiled) for row in rows] == [
         ("forward", "wat", None),
         ("backward", "wat", None),

@@ -81,7 +81,9 @@ def test_work_counts_what_meets_the_image():
     assert every["full"].bytes == 4 * (5 * 5 * 2 * 9 + 3 * 2 * 2 * 9)
     middle = work(shape, scaling.first_taps(1), torch.float32)
     assert middle["forward"].flops == 2 * 5 * 2 * 2 * 9
-    assert work(shape._replace(depthwise=True), TapTable.identity((3, 3)), torch.float32)["forward"].flops == 20 * pixels
+    assert (
+        work(shape._replace(depthwise=True), TapTable.identity((3, 3)), torch.float32)["forward"].flops == 20 * pixels
+    )
 
 
 def test_first_taps_keeps_so_many_in_place():

@@ -44,7 +44,7 @@ def file_in_store(store: Path, row: Row) -> Path:
 
 def folder_name(machine: str) -> str:
     """`machine` as a folder: what is no letter, digit, dot or hyphen becomes one underscore."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", machine).strip("_") or "unknown"
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", machine).strip("_.") or "unknown"
 
 
 def read(folder: Path) -> list[Row]:
