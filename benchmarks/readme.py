@@ -26,7 +26,12 @@ from watnn.bench.store import latest, read
 ROOT = Path(__file__).parent.parent
 _BLOCK = re.compile(r"(<!-- bench:(\w+) (\S+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 _PICTURE = "ratios"
-_LAYERS = {"conv": "3×3 convolution", "depthwise": "depthwise", "linear": "linear"}
+_LAYERS = {  # by suite: what it measures, and what there are several of
+    "conv": ("3×3 convolution", "shape"),
+    "depthwise": ("depthwise", "shape"),
+    "linear": ("linear", "shape"),
+    "network": ("training step", "network"),
+}
 _DRAWS = {
     "translate": "`RandomAffine(0, translate=(0.3, 0.3))`",
     "resized_crop": "`RandomResizedCrop(scale=(0.8, 1.0))`",
@@ -119,7 +124,9 @@ def headline(machine: str, rows: Sequence[Row]) -> str:
     lines = [["layer", "draws", *(_HEADINGS[name] for name in shown)], ["---"] * (2 + len(shown))]
     for (suite, variant), group in groups.items():
         cells = [_ratios([getattr(row, f"vs_{name}") for row in group]) for name in shown]
-        lines.append([f"{_LAYERS[suite]}, {len(group)} shapes", _DRAWS[variant], *cells])
+        layer, thing = _LAYERS[suite]
+        count = f"{len(group)} {thing}{'' if len(group) == 1 else 's'}"
+        lines.append([f"{layer}, {count}", _DRAWS[variant], *cells])
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     return f"{table}\n{_source(machine, ours)}\n"
 

@@ -50,7 +50,7 @@ def test_blocks_are_what_the_store_says(root):
 | layer | draws | plain layer | official |
 | --- | --- | --- | --- |
 | 3×3 convolution, 2 shapes | `RandomAffine(0, translate=(0.3, 0.3))` | 1.00 (0.50 to 2.00) | 0.25 (0.25 to 0.25) |
-| linear, 1 shapes | `DropConnect(0.3)` | 0.75 (0.75 to 0.75) | - |
+| linear, 1 shape | `DropConnect(0.3)` | 0.75 (0.75 to 0.75) | - |
 
 A Machine, avx2, 2 threads, fp32, torch 2.13.0, commit abc: `benchmarks/results/A_Machine`, made by `watnn bench`.
 <!-- /bench -->

@@ -137,6 +137,12 @@ def test_a_compiler_that_fails_is_a_row_with_its_reason(clock):
     assert rows[0].note == "torch.compile fails: no C++ compiler"
 
 
+def test_two_names_of_one_backend_are_one_contender(clock):
+    twice = [Contender("wat", "WATConv2d", "translate", [run_of(1.0, 1.0)], backend="native") for _ in range(2)]
+    (row,) = measured(case_of(*twice, modes=("full",)), reps=1)
+    assert (row.backend, row.ms) == ("native", 1000.0)
+
+
 def test_a_wrong_result_is_an_error_and_no_row(clock):
     def check():
         raise WrongResult("the output differs")

@@ -41,9 +41,10 @@ def test_the_pipeline_draws_shifts_and_boxes_from_the_laws_of_the_tables():
         assert draw.fresh() == draw.fixed
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [TINY, TINY._replace(depthwise=True)], ids=["dense", "depthwise"])
-def test_all_contenders_of_a_convolution_are_right(shape):
-    found = contenders(shape, tuple(TRANSFORMS), Options(compiled=False))
+def test_all_contenders_of_a_convolution_are_right(shape, dtype):
+    found = contenders(shape, tuple(TRANSFORMS), Options(dtype=dtype, compiled=False))
     runner.check(case_of(), found)
     assert [(c.role, c.variant) for c in found if c.role not in ("wat", "library")] == [
         ("plain", ""), ("official", "translate"), ("official", "resized_crop"),

@@ -25,7 +25,7 @@ LABELS = {
 }
 _INK, _MUTED, _GRID, _EDGE = "#22223b", "#6d6b80", "#e6e5ec", "#c9c7d6"
 _BACKING = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # under text that may lie on a line
-_TIMED = ("conv", "depthwise", "linear")
+_TIMED = ("conv", "depthwise", "linear", "network")
 
 
 def save_figures(folder: Path, rows: Sequence[Row], formats: Sequence[str] = ("png",), **metadata: str) -> list[Path]:

@@ -80,7 +80,9 @@ def resized_crop(weight: Tensor, box: tuple[int, int, int, int]) -> Tensor:
     cut = weight[:, :, top : top + height, left : left + width]
     if cut.shape == weight.shape:
         return cut
-    return F.interpolate(cut, size=size, mode="bilinear", align_corners=False, antialias=True)
+    # torchvision resizes in fp32 what is not fp32 or fp64
+    exact = cut if cut.dtype in (torch.float32, torch.float64) else cut.float()
+    return F.interpolate(exact, size=size, mode="bilinear", align_corners=False, antialias=True).to(weight.dtype)
 
 
 def multiplied(weight: Tensor, std: float) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from watnn.bench.case import DTYPES, Options
-from watnn.bench.runner import peaks_of
+from watnn.bench.runner import contenders_of, peaks_of
 from watnn.bench.suites import SUITES
 
 
@@ -18,7 +18,7 @@ def main(request: dict) -> list[int | None]:
     options = Options(
         request["device"], DTYPES[request["dtype"]], tuple(request["backends"]), compiled=request["compiled"]
     )
-    return peaks_of(case.setup(options), request["device"])
+    return peaks_of(contenders_of(case, options), request["device"])
 
 
 if __name__ == "__main__":

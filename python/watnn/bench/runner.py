@@ -27,7 +27,7 @@ def measure(case: Case, options: Options, reps: int, environment: Environment) -
     threads = torch.get_num_threads()
     torch.set_num_threads(case.threads or threads)
     try:
-        contenders = [_without_failing_compiler(contender) for contender in case.setup(options)]
+        contenders = contenders_of(case, options)
         check(case, contenders)
         if case.measures == "memory":
             yield from _memory_rows(case, contenders, options, environment)
@@ -38,6 +38,12 @@ def measure(case: Case, options: Options, reps: int, environment: Environment) -
                 yield from _time_rows(case, mode, contenders, options, reps, environment, timer, limits)
     finally:
         torch.set_num_threads(threads)
+
+
+def contenders_of(case: Case, options: Options) -> list[Contender]:
+    """What `setup` gives; once where two names of a backend, as "auto" and "native", are the same."""
+    found = {(c.role, c.name, c.variant, c.backend): c for c in case.setup(options)}
+    return [_without_failing_compiler(contender) for contender in found.values()]
 
 
 def check(case: Case, contenders: Sequence[Contender]) -> None:
