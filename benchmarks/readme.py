@@ -166,7 +166,7 @@ def _source(machine: str, rows: Sequence[Row]) -> str:
     threads = (
         "" if row.device != "cpu" else f", {row.isa}, {row.threads} threads" if row.isa else f", {row.threads} threads"
     )
-    commits = ", ".join(dict.fromkeys(other.commit for other in rows))
+    commits = ", ".join(dict.fromkeys(other.commit or "unknown" for other in rows))
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(other.command for other in rows))
     return (
         f"{row.machine}{threads}, fp32, torch {row.torch}, commit {commits}: `benchmarks/results/{machine}`, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None) -> str:
-    return " ".join(["watnn", *(sys.argv[1:] if argv is None else argv)])
+    return shlex.join(["watnn", *(sys.argv[1:] if argv is None else argv)])
 
 
 class _OneLineParser(argparse.ArgumentParser):

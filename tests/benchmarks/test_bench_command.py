@@ -124,6 +124,6 @@ def test_a_real_run(tmp_path):
     assert 0 < library["of_limit"] < 1
     assert library["gflops"] * 9 > plain["gflops"] > library["gflops"]  # the middle tap never falls on padding
     assert (cuda["ms"], cuda["note"].startswith("backend='cuda' cannot run shadow_conv2d")) == (None, True)
-    assert library["command"].startswith("watnn bench scaling --quick")
+    assert library["command"].startswith("watnn bench scaling --quick --filter taps=1 --backend library,cuda --reps 1 ")
     assert f"not measured: {cuda['note']}" in done.stdout
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
