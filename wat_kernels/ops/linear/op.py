@@ -12,11 +12,17 @@ from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_pa
 from wat_kernels.draw import as_key
 from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise
-from wat_kernels.ops.linear import library, native, reference, triton
+from wat_kernels.ops.linear import cuda, library, native, reference, triton
 
-# In the order in which `auto` asks. It does not get as far as triton, which no GPU has run yet: once one has passed the
-# checks of tests/triton, triton comes first.
-BACKENDS = {"native": native, "library": library, "triton": triton, "reference": reference}
+# In the order in which `auto` asks. It does not get as far as cuda and triton, which no GPU has run yet: once one has
+# passed the checks of tests/cuda and tests/triton, their line comes first (few rows to cuda, the rest to triton).
+BACKENDS = {
+    "native": native,
+    "library": library,
+    "cuda": cuda,
+    "triton": triton,
+    "reference": reference,
+}
 
 
 def shadow_linear(

@@ -1,0 +1,11 @@
+// What a function shared by the CPU and the GPU is declared with.
+#pragma once
+
+#if defined(__CUDACC__)
+#define WAT_HOST_DEVICE __host__ __device__ __forceinline__
+#define WAT_UNROLL _Pragma("unroll")
+#else
+// `static`: a function compiled for AVX-512 must never be merged by the linker into the portable path
+#define WAT_HOST_DEVICE static inline __attribute__((always_inline, unused))
+#define WAT_UNROLL
+#endif
