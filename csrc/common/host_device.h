@@ -3,9 +3,11 @@
 
 #if defined(__CUDACC__)
 #define WAT_HOST_DEVICE __host__ __device__ __forceinline__
+#define WAT_HOST_DEVICE_MEMBER __host__ __device__ __forceinline__
 #define WAT_UNROLL _Pragma("unroll")
 #else
 // `static`: a function compiled for AVX-512 must never be merged by the linker into the portable path
 #define WAT_HOST_DEVICE static inline __attribute__((always_inline, unused))
+#define WAT_HOST_DEVICE_MEMBER inline __attribute__((always_inline))
 #define WAT_UNROLL
 #endif

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -96,6 +97,9 @@ def _plan(
     check_shadows(shadows, x.shape[0] if len(x.shape) > 1 else 1)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
     dtype = x.dtype if cast_to is None or x.dtype == torch.float64 else cast_to
-    call = dispatch.Call(x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code)
+    rows = math.prod(x.shape[:-1])
+    call = dispatch.Call(
+        x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code, rows=rows
+    )
     chosen = dispatch.choose("shadow_linear", BACKENDS, backend, environment, call)
     return _Plan(chosen, (shadows, code, amount))
