@@ -18,7 +18,7 @@ enum DType : int { kFloat = 0, kHalf = 1, kBFloat16 = 2 };
 struct Matrix {
   void* data;
   int64_t row, column;
-  bool whole_words;  // lines can be read and written 16 bytes at a time
+  bool whole_packets;  // lines can be read and written 16 bytes at a time
 };
 
 // A vector of a dtype of its own: bias, gain. data is nullptr where there is none, step 0 where there is one for all.

@@ -1,15 +1,14 @@
 // Linear layers with few rows: forward, data gradient, weight gradient. See linear.h for the maths.
 //
 // With few rows the weight's way from memory is what costs, so each pass reads it once, straight into the registers of the
-// thread that multiplies it: its noise is made there, eight elements of a line at a time, while the next loads are under
-// way. The product is the tensor cores' (mma.h), with the weight as the tall operand and the rows of x or dy as the eight
+// thread that multiplies it, 16 bytes at a time, and its noise is made there while the next loads are under way. The product is the tensor cores' (mma.h), with the weight as the tall operand and the rows of x or dy as the eight
 // columns of the short one: it costs the same for one row as for eight. Sums are in fp32 and each has one owner, so that
 // results are the same from run to run.
 #pragma once
 
-#include "eight.h"
 #include "linear.h"
 #include "mma.h"
+#include "packet.h"
 
 namespace wat {
 
@@ -28,7 +27,7 @@ WAT_DEVICE Place place() {
 
 template <class T>
 WAT_HOST_DEVICE Line<T> line_of(const Matrix& matrix, int64_t row, int64_t size) {
-  return {static_cast<T*>(matrix.data) + row * matrix.row, matrix.column, size, matrix.whole_words};
+  return {static_cast<T*>(matrix.data) + row * matrix.row, matrix.column, size, matrix.whole_packets};
 }
 
 template <class T>
@@ -72,32 +71,41 @@ WAT_HOST_DEVICE int64_t target_of(int64_t j, int64_t size, bool flip, int64_t sh
   return flip ? size - 1 - (j + shift) : j + shift;
 }
 
-// Weights as they are in memory of line o of SW, columns [i, i + 8), moved by `draw` if there is a grid.
+// A packet of weights as they are in memory: line o of SW from column i on, moved by `draw` if there is a grid.
 template <class T>
-WAT_HOST_DEVICE Eight<T> load_weights(const LinearProblem& p, int64_t o, int64_t i, const GridDraw* draw) {
+WAT_HOST_DEVICE Packet<T> load_weights(const LinearProblem& p, int64_t o, int64_t i, const GridDraw* draw) {
   if (draw != nullptr && o < p.out) o = source_of(o, p.out, draw->flip_out, draw->shift_out);
   if (o < 0 || o >= p.out) {
-    Eight<T> nothing;
+    Packet<T> nothing;
     nothing.clear();
     return nothing;
   }
   const Line<const T> line = line_of<const T>(p.weight, o, p.in);
-  if (draw == nullptr) return load_eight<true>(line, i);
-  return load_eight_anywhere(line, source_of(i, p.in, draw->flip_in, draw->shift_in), draw->flip_in ? -1 : 1);
+  if (draw == nullptr) return load_packet<true>(line, i);
+  return load_packet_anywhere(line, source_of(i, p.in, draw->flip_in, draw->shift_in), draw->flip_in ? -1 : 1);
 }
 
-// Columns [i, i + 8) of line o of SW, not yet rounded.
+// The key, such that the compiler takes it for another: the keys of Philox's ten rounds are then made anew where they are
+// needed instead of kept in twenty registers.
+WAT_HOST_DEVICE uint64_t fresh(uint64_t key) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+l"(key));
+#endif
+  return key;
+}
+
+// A packet of line o of SW from column i on, not yet rounded.
 template <class T>
-WAT_HOST_DEVICE void shadow_of(const LinearProblem& p, const Eight<T>& weights, uint64_t key, int shadow, int64_t o,
-                               int64_t i, float values[8]) {
+WAT_HOST_DEVICE void shadow_of(const LinearProblem& p, const Packet<T>& weights, uint64_t key, int shadow, int64_t o,
+                               int64_t i, float values[kPacket<T>]) {
   if (p.noise.kind == kNoiseNone) {
     WAT_UNROLL
-    for (int j = 0; j < 8; ++j) values[j] = weights[j];
+    for (int j = 0; j < kPacket<T>; ++j) values[j] = weights[j];
     return;
   }
-  noise_factors(p.noise, key, shadow, static_cast<uint64_t>(o * p.in + i), values);
+  noise_factors<kPacket<T>>(p.noise, key, shadow, static_cast<uint64_t>(o * p.in + i), values);
   WAT_UNROLL
-  for (int j = 0; j < 8; ++j) values[j] *= weights[j];
+  for (int j = 0; j < kPacket<T>; ++j) values[j] *= weights[j];
 }
 
 // Adds up what the warps of a block found, in their order: element n of `mine` of lane l of all warps comes to
@@ -120,7 +128,7 @@ WAT_DEVICE void add_warps(const Place& at, const float (&mine)[count], float* su
 
 // A block finds 16 * MT output features of up to 8 * NT rows; its warps take turns along the input features.
 template <class T, int MT, int NT>
-__global__ void __launch_bounds__(kThreads) linear_forward(const LinearProblem p) {
+__global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) linear_forward(const LinearProblem p) {
   WAT_SHARED(GridDraw, draws, kMostRows);
   WAT_SHARED(float, sums, kWarps * NT * 4 * 32);
   const Place at = place();
@@ -130,7 +138,7 @@ __global__ void __launch_bounds__(kThreads) linear_forward(const LinearProblem p
   const int64_t first_out = static_cast<int64_t>(blockIdx.x) * (16 * MT);
   draw_grids(p, key, draws);
 
-  const auto load = [&](int64_t column, const GridDraw* draw, Eight<T> (&weights)[MT][2]) {
+  const auto load = [&](int64_t column, const GridDraw* draw, Packet<T> (&weights)[MT][2]) {
     WAT_UNROLL
     for (int m = 0; m < 2 * MT; ++m) {
       weights[m / 2][m % 2] = load_weights<T>(p, first_out + 8 * m + at.group, column, draw);
@@ -138,35 +146,39 @@ __global__ void __launch_bounds__(kThreads) linear_forward(const LinearProblem p
   };
 
   float c[MT][NT * 4] = {};
-  Eight<T> next[MT][2];  // on the way while these are multiplied
-  int64_t column = 32 * at.warp + 8 * at.in_group;
-  if (p.grid == nullptr) load(column, nullptr, next);
+  Packet<T> next[MT][2];  // on the way while these are multiplied
+  constexpr int kStep = 4 * kPacket<T>;  // columns of a warp: a packet for each thread of a group
+  if (p.grid == nullptr) load(kStep * at.warp + kPacket<T> * at.in_group, nullptr, next);
   // all threads of a warp leave this loop together: `mma` needs them all
-  for (int64_t step = 32 * at.warp; step < p.in; step += 32 * kWarps, column += 32 * kWarps) {
-    Eight<T> x[NT];
+  for (int64_t step = kStep * at.warp; step < p.in; step += kStep * kWarps) {
+    const int64_t column = step + kPacket<T> * at.in_group;
+    Packet<T> x[NT];
     WAT_UNROLL
     for (int n = 0; n < NT; ++n) {
       x[n].clear();
-      if (8 * n + at.group < rows) x[n] = load_eight<false>(line_of<const T>(p.x, 8 * n + at.group, p.in), column);
+      if (8 * n + at.group < rows) x[n] = load_packet<false>(line_of<const T>(p.x, 8 * n + at.group, p.in), column);
     }
-    Eight<T> weights[MT][2];
+    Packet<T> weights[MT][2];
     WAT_UNROLL
     for (int m = 0; m < 2 * MT; ++m) weights[m / 2][m % 2] = next[m / 2][m % 2];
-    if (p.grid == nullptr) load(column + 32 * kWarps, nullptr, next);
+    if (p.grid == nullptr) load(column + kStep * kWarps, nullptr, next);
 
     for (int s = 0; s < shadows.count; ++s) {
       const int from = s * shadows.chunk, to = from + shadows.chunk;
       if (p.grid != nullptr) load(column, draws + s, weights);
-      float values[MT][2][8];
+      constexpr int kParts = kPacket<T> / 4;  // of a packet: four k each
+      FragmentA<T> a[MT][kParts];
       WAT_UNROLL
-      for (int m = 0; m < 2 * MT; ++m) {
-        shadow_of(p, weights[m / 2][m % 2], key, s, first_out + 8 * m + at.group, column, values[m / 2][m % 2]);
+      for (int m = 0; m < MT; ++m) {
+        const int64_t o = first_out + 16 * m + at.group;
+        float lower[kPacket<T>], upper[kPacket<T>];
+        shadow_of(p, weights[m][0], NT > 1 ? fresh(key) : key, s, o, column, lower);
+        shadow_of(p, weights[m][1], NT > 1 ? fresh(key) : key, s, o + 8, column, upper);
+        WAT_UNROLL
+        for (int k = 0; k < kParts; ++k) make_a<T>(lower + 4 * k, upper + 4 * k, &a[m][k]);
       }
       WAT_UNROLL
-      for (int k = 0; k < 2; ++k) {
-        FragmentA<T> a[MT];
-        WAT_UNROLL
-        for (int m = 0; m < MT; ++m) make_a<T>(values[m][0] + 4 * k, values[m][1] + 4 * k, &a[m]);
+      for (int k = 0; k < kParts; ++k) {
         WAT_UNROLL
         for (int n = 0; n < NT; ++n) {
           if (8 * n >= to || 8 * n + 8 <= from) continue;  // none of these rows is of this shadow
@@ -177,7 +189,7 @@ __global__ void __launch_bounds__(kThreads) linear_forward(const LinearProblem p
           FragmentB<T> b;
           make_b<T>(column_of_b, &b);
           WAT_UNROLL
-          for (int m = 0; m < MT; ++m) multiply_add(c[m] + 4 * n, a[m], b);
+          for (int m = 0; m < MT; ++m) multiply_add(c[m] + 4 * n, a[m][k], b);
         }
       }
     }
@@ -213,83 +225,90 @@ __global__ void __launch_bounds__(kThreads) linear_forward(const LinearProblem p
   }
 }
 
-// A block finds 64 input features of up to 8 * NT rows, of some of the output features: block (i, s) of (blocks, splits)
-// and the warps in it take turns along them, 16 at a time. A thread holds eight input features of four output features, so
-// that tile j of A has input features 2j and 2j + 1 of its eight.
+// Input features of a block of the data gradient.
+template <class T>
+constexpr int kDataTile = 8 * kPacket<T>;
+
+// A block finds kDataTile input features of up to 8 * NT rows, of some of the output features: block (i, s) of (blocks,
+// splits) and the warps in it take turns along them, 16 at a time. A thread holds a packet of input features of each of
+// four output features, so that tile j of A has elements 2j and 2j + 1 of its packet.
 template <class T, int NT>
-__global__ void __launch_bounds__(kThreads) linear_backward_data(const LinearProblem p) {
+__global__ void __launch_bounds__(kThreads, NT == 1 ? 2 : 1) linear_backward_data(const LinearProblem p) {
+  constexpr int kTiles = kPacket<T> / 2;
   WAT_SHARED(GridDraw, draws, kMostRows);
   WAT_SHARED(float, sums, kWarps * NT * 4 * 32);
   const Place at = place();
   const uint64_t key = static_cast<uint64_t>(*p.key);
   const Shadows shadows = shadows_of(p);
   const int rows = static_cast<int>(p.rows);
-  const int64_t first_in = static_cast<int64_t>(blockIdx.x) * 64, column = first_in + 8 * at.group;
+  const int64_t first_in = static_cast<int64_t>(blockIdx.x) * kDataTile<T>, column = first_in + kPacket<T> * at.group;
   const int64_t stride = static_cast<int64_t>(16) * kWarps * p.splits;
   draw_grids(p, key, draws);
 
-  const auto load = [&](int64_t o, const GridDraw* draw, Eight<T> (&weights)[4]) {
+  const auto load = [&](int64_t o, const GridDraw* draw, Packet<T> (&weights)[4]) {
     WAT_UNROLL
     for (int k = 0; k < 4; ++k) weights[k] = load_weights<T>(p, o + k, column, draw);
   };
 
-  float c[4][NT * 4] = {};
-  Eight<T> next[4];
+  float c[kTiles][NT * 4] = {};
+  Packet<T> weights[4];  // the next ones are on their way while these are multiplied
   const int64_t first_step = 16 * (static_cast<int64_t>(blockIdx.y) * kWarps + at.warp);
-  int64_t o = first_step + 4 * at.in_group;
-  if (p.grid == nullptr) load(o, nullptr, next);
-  for (int64_t step = first_step; step < p.out; step += stride, o += stride) {
-    float grads[NT][4];  // gain * dy of this thread's output features
-    WAT_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      const float gain = o + k < p.out ? element(p.gain, o + k, 1.0f) : 0.0f;
-      WAT_UNROLL
-      for (int n = 0; n < NT; ++n) {
-        const int row = 8 * n + at.group;
-        grads[n][k] = o + k < p.out && row < rows ? gain * element<T>(p.dy, row, o + k) : 0.0f;
-      }
-    }
-    Eight<T> weights[4];
-    WAT_UNROLL
-    for (int k = 0; k < 4; ++k) weights[k] = next[k];
-    if (p.grid == nullptr) load(o + stride, nullptr, next);
-
+  if (p.grid == nullptr) load(first_step + 4 * at.in_group, nullptr, weights);
+  for (int64_t step = first_step; step < p.out; step += stride) {
+    const int64_t o = step + 4 * at.in_group;
     for (int s = 0; s < shadows.count; ++s) {
       const int from = s * shadows.chunk, to = from + shadows.chunk;
       if (p.grid != nullptr) load(o, draws + s, weights);
-      float values[4][8];
+      FragmentA<T> a[kTiles];
+      WAT_KEEP_LOOP
+      for (int half = 0; half < 2; ++half) {  // what a half is about moves to the registers that this loop names
+        float first[kPacket<T>], second[kPacket<T>];
+        shadow_of(p, weights[0], fresh(key), s, o + 2 * half, column, first);
+        shadow_of(p, weights[1], fresh(key), s, o + 2 * half + 1, column, second);
+        WAT_UNROLL
+        for (int k = 0; k < 2; ++k) {
+          const Packet<T> used = weights[k];
+          weights[k] = weights[k + 2];
+          weights[k + 2] = used;
+        }
+        WAT_UNROLL
+        for (int j = 0; j < kTiles; ++j) {
+          if (half != 0) move_half(&a[j]);
+          set_a(&a[j], 1, first[2 * j], second[2 * j], first[2 * j + 1], second[2 * j + 1]);
+        }
+      }
+      if (p.grid == nullptr && s + 1 == shadows.count) load(o + stride, nullptr, weights);
+
+      FragmentB<T> b[NT];  // gain * dy of this thread's output features, in the rows of this shadow
+      float gain[4];
       WAT_UNROLL
-      for (int k = 0; k < 4; ++k) shadow_of(p, weights[k], key, s, o + k, column, values[k]);
-      FragmentB<T> b[NT];
+      for (int k = 0; k < 4; ++k) gain[k] = o + k < p.out ? element(p.gain, o + k, 1.0f) : 0.0f;
       WAT_UNROLL
       for (int n = 0; n < NT; ++n) {
-        const bool mine = 8 * n + at.group >= from && 8 * n + at.group < to;
-        float column_of_b[4];
+        const int row = 8 * n + at.group;
+        float column_of_b[4] = {};
+        if (row >= from && row < to) load_four(line_of<const T>(p.dy, row, p.out), o, column_of_b);
         WAT_UNROLL
-        for (int k = 0; k < 4; ++k) column_of_b[k] = mine ? grads[n][k] : 0.0f;
+        for (int k = 0; k < 4; ++k) column_of_b[k] *= gain[k];
         make_b<T>(column_of_b, &b[n]);
       }
       WAT_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const float lower[4] = {values[0][2 * j], values[1][2 * j], values[2][2 * j], values[3][2 * j]};
-        const float upper[4] = {values[0][2 * j + 1], values[1][2 * j + 1], values[2][2 * j + 1], values[3][2 * j + 1]};
-        FragmentA<T> a;
-        make_a<T>(lower, upper, &a);
+      for (int j = 0; j < kTiles; ++j) {
         WAT_UNROLL
         for (int n = 0; n < NT; ++n) {
           if (8 * n >= to || 8 * n + 8 <= from) continue;
-          multiply_add(c[j] + 4 * n, a, b[n]);
+          multiply_add(c[j] + 4 * n, a[j], b[n]);
         }
       }
     }
   }
 
   WAT_UNROLL
-  for (int j = 0; j < 4; ++j) {
+  for (int j = 0; j < kTiles; ++j) {
     add_warps(at, c[j], sums);
     for (int e = static_cast<int>(threadIdx.x); e < NT * 4 * 32; e += kThreads) {
       const int lane = e % 32, i = e / 32 % 4, n = e / 128;
-      const int64_t into = first_in + lane / 4 * 8 + 2 * j + (i < 2 ? 0 : 1);
+      const int64_t into = first_in + lane / 4 * kPacket<T> + 2 * j + (i < 2 ? 0 : 1);
       const int row = 8 * n + lane % 4 * 2 + i % 2;
       if (into >= p.in || row >= rows) continue;
       if (p.splits > 1) {
@@ -318,8 +337,7 @@ constexpr int kTileIn = 128, kTileOut = 128, kStepOut = 32;
 // feature are next to each other. kStride is 4 more than a multiple of 32, so that 8 features of 4 words are in 32 banks.
 template <class T>
 struct RowsOfFeatures {
-  static constexpr int kPerWord = 4 / sizeof(T);
-  static constexpr int kStride = kMostRows / kPerWord + 4;
+  static constexpr int kStride = kMostRows / kPerWord<T> + 4;
   uint32_t* words;
 
   WAT_HOST_DEVICE_MEMBER void put(int feature, int row, float x) const {
@@ -329,19 +347,13 @@ struct RowsOfFeatures {
   // Rows of 16 from `first` on that are this thread's, those outside [from, to) as zero.
   WAT_HOST_DEVICE_MEMBER void rows(int feature, int first, int in_group, int from, int to, float values[4]) const {
     WAT_UNROLL
-    for (int w = 0; w < 4 / kPerWord; ++w) {
-      const int place = first / kPerWord + 4 * w + in_group;
+    for (int w = 0; w < 4 / kPerWord<T>; ++w) {
+      const int place = first / kPerWord<T> + 4 * w + in_group;
       const uint32_t word = words[feature * kStride + place];
       WAT_UNROLL
-      for (int h = 0; h < kPerWord; ++h) {
-        const int row = place * kPerWord + h;
-        float x;
-        if constexpr (sizeof(T) == 4) {
-          x = float_of_bits(word);
-        } else {
-          x = to_float(T{static_cast<uint16_t>(word >> (16 * h))});
-        }
-        values[w * kPerWord + h] = row >= from && row < to ? x : 0.0f;
+      for (int h = 0; h < kPerWord<T>; ++h) {
+        const int row = place * kPerWord<T> + h;
+        values[w * kPerWord<T> + h] = row >= from && row < to ? part_of_word<T>(word, h) : 0.0f;
       }
     }
   }
@@ -351,7 +363,7 @@ struct RowsOfFeatures {
 // multiplies it, shadow by shadow. Four tiles of C side by side give a thread eight input features next to each other:
 // column g of tile j is input feature 8 * (g / 2) + 2 * j + g % 2 of 32.
 template <class T>
-__global__ void __launch_bounds__(kThreads) linear_backward_weight(const LinearProblem p) {
+__global__ void __launch_bounds__(kThreads, 2) linear_backward_weight(const LinearProblem p) {
   using Rows = RowsOfFeatures<T>;
   WAT_SHARED(GridDraw, draws, kMostRows);
   WAT_SHARED(uint32_t, x_words, kTileIn * Rows::kStride);
@@ -429,7 +441,7 @@ __global__ void __launch_bounds__(kThreads) linear_backward_weight(const LinearP
             backwards = draw.flip_in;
             first = target_of(backwards ? i + 7 : i, p.in, draw.flip_in, draw.shift_in);
           }
-          noise_factors(p.noise, key, s, static_cast<uint64_t>(o * p.in + first), factors);
+          noise_factors<8>(p.noise, key, s, static_cast<uint64_t>(o * p.in + first), factors);
           WAT_UNROLL
           for (int j = 0; j < 4; ++j) {
             const float low = factors[j], high = factors[7 - j];
@@ -444,7 +456,10 @@ __global__ void __launch_bounds__(kThreads) linear_backward_weight(const LinearP
     WAT_UNROLL
     for (int half = 0; half < 2; ++half) {
       const int64_t o = out + out_warp + 8 * half + at.group;
-      if (o < p.out) store_eight(line_of<T>(p.result, o, p.in), i, total[half]);
+      if (o >= p.out) continue;
+      const Line<T> line = line_of<T>(p.result, o, p.in);
+      WAT_UNROLL
+      for (int j = 0; j < 8; j += kPacket<T>) store_packet(line, i + j, total[half] + j);
     }
   }
 }

@@ -36,9 +36,9 @@ void linear_forward_with(const LinearProblem& p, Launch launch) {
 
 template <class Launch>
 void linear_backward_data_with(const LinearProblem& p, Launch launch) {
-  const dim3 blocks(static_cast<unsigned>(blocks_of(p.in, 64)), static_cast<unsigned>(p.splits));
   with_dtype(p, [&](auto type) {
     using T = decltype(type);
+    const dim3 blocks(static_cast<unsigned>(blocks_of(p.in, kDataTile<T>)), static_cast<unsigned>(p.splits));
     if (p.rows <= 8) {
       launch(linear_backward_data<T, 1>, blocks);
     } else if (p.rows <= 32) {

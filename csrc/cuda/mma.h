@@ -62,21 +62,42 @@ WAT_HOST_DEVICE void split_tf32(float x, uint32_t* big, uint32_t* small) {
   *small = bits_of_float(x - float_of_bits(*big));
 }
 
-// lower: row g of A, upper: row g + 8, each at the thread's four k. 16-bit numbers are rounded to T here.
+// One half of A: rows g (lower) and g + 8 (upper) at the first two of the thread's four k, or at the last two. 16-bit
+// numbers are rounded to T here.
 template <class T>
-WAT_HOST_DEVICE void make_a(const float lower[4], const float upper[4], FragmentA<T>* a) {
+WAT_HOST_DEVICE void set_a(FragmentA<T>* a, int half, float lower0, float lower1, float upper0, float upper1) {
+  if constexpr (sizeof(T) == 4) {
+    split_tf32(lower0, &a->big[4 * half], &a->small[4 * half]);
+    split_tf32(upper0, &a->big[4 * half + 1], &a->small[4 * half + 1]);
+    split_tf32(lower1, &a->big[4 * half + 2], &a->small[4 * half + 2]);
+    split_tf32(upper1, &a->big[4 * half + 3], &a->small[4 * half + 3]);
+  } else {
+    a->word[2 * half] = pack(lower0, lower1, T{});
+    a->word[2 * half + 1] = pack(upper0, upper1, T{});
+  }
+}
+
+// What was set as the second half, as the first.
+template <class T>
+WAT_HOST_DEVICE void move_half(FragmentA<T>* a) {
   if constexpr (sizeof(T) == 4) {
     WAT_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      split_tf32(lower[k], &a->big[2 * k], &a->small[2 * k]);
-      split_tf32(upper[k], &a->big[2 * k + 1], &a->small[2 * k + 1]);
+    for (int w = 0; w < 4; ++w) {
+      a->big[w] = a->big[w + 4];
+      a->small[w] = a->small[w + 4];
     }
   } else {
-    WAT_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      a->word[2 * half] = pack(lower[2 * half], lower[2 * half + 1], T{});
-      a->word[2 * half + 1] = pack(upper[2 * half], upper[2 * half + 1], T{});
-    }
+    a->word[0] = a->word[2];
+    a->word[1] = a->word[3];
+  }
+}
+
+// Both halves: row g and row g + 8 at the four k.
+template <class T>
+WAT_HOST_DEVICE void make_a(const float lower[4], const float upper[4], FragmentA<T>* a) {
+  WAT_UNROLL
+  for (int half = 0; half < 2; ++half) {
+    set_a(a, half, lower[2 * half], lower[2 * half + 1], upper[2 * half], upper[2 * half + 1]);
   }
 }
 

@@ -1,5 +1,5 @@
 // The elementwise noise of SW in registers: the same bits as wat_kernels/philox.py (masks exactly, Gaussian numbers to a few
-// ulp), eight consecutive elements at a time.
+// ulp), four or eight consecutive elements at a time.
 #pragma once
 
 #include <cmath>
@@ -66,34 +66,33 @@ WAT_HOST_DEVICE void normal4(uint64_t key, uint32_t shadow, uint64_t block, floa
   box_muller(words.word[2], words.word[3], &out[2], &out[3]);
 }
 
-// The factors of elements e, e + 1, ... e + 7 of SW; kind must not be kNoiseNone. It costs least where e is a multiple of
-// eight: one block of DropConnect or two of Gaussian noise, else one more.
-WAT_HOST_DEVICE void noise_factors(const NoiseKind& noise, uint64_t key, uint32_t shadow, uint64_t e, float out[8]) {
+// The factors of elements e, e + 1, ... e + N - 1 of SW, N being 4 or 8; kind must not be kNoiseNone. It costs least where
+// e is a multiple of N: one block of DropConnect, or N / 4 of Gaussian noise; else one more. Elements before the first one
+// (e counts modulo 2^64) have factors that nobody should use.
+template <int N>
+WAT_HOST_DEVICE void noise_factors(const NoiseKind& noise, uint64_t key, uint32_t shadow, uint64_t e, float out[N]) {
   if (noise.kind == kNoiseDropConnect) {
     const uint32_t shift = static_cast<uint32_t>(e) & 7;
-    uint32_t bits = keep_bits(key, shadow, e >> 3, noise.threshold);
-    if (shift != 0) bits = (bits | keep_bits(key, shadow, (e >> 3) + 1, noise.threshold) << 8) >> shift;
+    uint32_t bits = keep_bits(key, shadow, e >> 3, noise.threshold) >> shift;
+    if (shift + N > 8) bits |= keep_bits(key, shadow, (e + 8) >> 3, noise.threshold) << (8 - shift);
     WAT_UNROLL
-    for (int j = 0; j < 8; ++j) out[j] = bits >> j & 1 ? noise.scale : 0.0f;
+    for (int j = 0; j < N; ++j) out[j] = bits >> j & 1 ? noise.scale : 0.0f;
     return;
   }
   const uint32_t shift = static_cast<uint32_t>(e) & 3;
-  float z[12];
+  float z[8];  // two blocks next to each other, of which four numbers are wanted
   normal4(key, shadow, e >> 2, z);
-  normal4(key, shadow, (e >> 2) + 1, z + 4);
-  if (shift != 0) {  // moved in two steps: registers have no index
-    normal4(key, shadow, (e >> 2) + 2, z + 8);
-    if (shift & 1) {
-      WAT_UNROLL
-      for (int j = 0; j < 11; ++j) z[j] = z[j + 1];
-    }
-    if (shift & 2) {
-      WAT_UNROLL
-      for (int j = 0; j < 9; ++j) z[j] = z[j + 2];
-    }
-  }
   WAT_UNROLL
-  for (int j = 0; j < 8; ++j) out[j] = fmaf(noise.amount, z[j], 1.0f);
+  for (int four = 0; four < N; four += 4) {
+    if (shift != 0 || four + 4 < N) normal4(key, shadow, (e + four + 4) >> 2, z + 4);
+    WAT_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const float even = shift & 2 ? z[j + 2] : z[j], odd = shift & 2 ? z[j + 3] : z[j + 1];
+      out[four + j] = fmaf(noise.amount, shift & 1 ? odd : even, 1.0f);
+    }
+    WAT_UNROLL
+    for (int j = 0; j < 4; ++j) z[j] = z[j + 4];
+  }
 }
 
 }  // namespace wat

@@ -10,7 +10,7 @@ namespace wat {
 // Thread n makes the factors of elements first + n * step ... + 7.
 __global__ void factors_kernel(NoiseKind noise, uint64_t key, uint32_t shadow, uint64_t first, uint64_t step, float* out) {
   const unsigned n = blockIdx.x * blockDim.x + threadIdx.x;
-  noise_factors(noise, key, shadow, first + n * step, out + 8 * n);
+  noise_factors<8>(noise, key, shadow, first + n * step, out + 8 * n);
 }
 
 }  // namespace wat
