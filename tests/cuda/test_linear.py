@@ -13,8 +13,12 @@ from tests.native.test_linear_native import Case, arguments_of, dy_of, expected,
 from wat_kernels import MatrixGrid, Noise, philox, shadow_linear
 from wat_kernels.ops.linear import cuda
 
-# difference <= of_sum * (the same sum of absolute values) + of_result * |result|
-TOLERANCES = {torch.float32: (2e-6, 0.0), torch.float16: (1.5e-3, 1e-3), torch.bfloat16: (1.2e-2, 8e-3)}
+# difference <= of_sum * (the same sum of absolute values) + of_result * |result| + least; fp16 numbers are 6e-8 apart
+TOLERANCES = {
+    torch.float32: (2e-6, 0.0, 1e-30),
+    torch.float16: (1.5e-3, 1e-3, 3e-7),
+    torch.bfloat16: (1.2e-2, 8e-3, 1e-30),
+}
 NOISES = [None, Noise("dropconnect", 0.3), Noise("multiplicative", 0.2)]
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LAYOUTS = ["contiguous", "contiguous", "transposed", "strided", "offset"]
@@ -48,7 +52,7 @@ def run(device, case, dy, mask=None):
 
 def check(device, case):
     dy = dy_of(case)
-    of_sum, of_result = TOLERANCES[case.x.dtype]
+    of_sum, of_result, least = TOLERANCES[case.x.dtype]
     names = ("y", "dx", "dweight", "dbias", "dgain")
     results = zip(names, run(device, case, dy), expected(case, dy), expected(case, dy, True), strict=True)
     for name, got, right, size in results:
@@ -56,7 +60,7 @@ def check(device, case):
             assert got is None
             continue
         assert got.shape == right.shape, name
-        difference, allowed = (got.double() - right).abs(), of_sum * size + of_result * right.abs() + 1e-30
+        difference, allowed = (got.double() - right).abs(), of_sum * size + of_result * right.abs() + least
         assert bool((difference <= allowed).all()), (
             f"{name}: up to {float((difference / allowed).max())} of the allowed"
         )
@@ -113,7 +117,7 @@ def test_long_random_arguments(device, case):
 @pytest.mark.parametrize("noise", NOISES, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("rows", "inputs", "outputs", "shadows"), [(1, 528, 40, 1), (24, 300, 137, 3), (64, 136, 72, 1), (33, 65, 150, 33)]
+    ("rows", "inputs", "outputs", "shadows"), [(1, 528, 40, 1), (24, 300, 137, 3), (64, 136, 72, 1), (33, 40, 70, 11)]
 )
 def test_every_kernel(device, rows, inputs, outputs, shadows, dtype, noise):
     """More steps than warps, more blocks than one, and each number of rows for which there is a kernel of its own."""
@@ -134,14 +138,11 @@ def test_a_moved_matrix(device, dtype, noise):
 @pytest.mark.parametrize("outputs", [200, 1100])
 def test_a_data_gradient_in_parts(device, outputs):
     """Few input features and many output features are cut into parts, which a second kernel adds up."""
-    assert cuda.splits_of(outputs, 24, 132) == -(-outputs // 128) <= 9
+    assert cuda.splits_of(outputs, 24, 132) == min(8, -(-outputs // 128)) > 1
     generator = torch.Generator().manual_seed(2)
-    case = Case(
-        tensor(generator, torch.bfloat16, 3, 24), tensor(generator, torch.bfloat16, outputs, 24), noise=NOISES[1]
-    )
-    dy = dy_of(case)
-    for got, right in zip(run(device, case, dy)[:2], expected(case, dy)[:2], strict=True):
-        torch.testing.assert_close(got.double(), right, rtol=2e-2, atol=2e-2)
+    for dtype in (torch.float32, torch.bfloat16):
+        x, weight = tensor(generator, dtype, 3, 24), tensor(generator, dtype, outputs, 24)
+        check(device, Case(x, weight, noise=NOISES[1]))
 
 
 @pytest.mark.parametrize(
