@@ -7,6 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from wat_kernels.checks import autocast_dtype, without_autocast
+from wat_kernels.torch_library import SCALED
+
 
 def apply(
     op: str,
@@ -20,12 +23,13 @@ def apply(
 ) -> Tensor:
     """`torch.ops.wat_kernels.<op>.<backend>(x, weight, bias, gain, key, *arguments)`, differentiable."""
     if backend == "reference":  # a composition of differentiable operations
-        return _overload(op, backend)(x, weight, bias, gain, key, *arguments)
+        return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
     return _Shadow.apply(op, backend, x, weight, bias, gain, key, arguments)
 
 
-def _overload(op: str, backend: str):
-    return getattr(getattr(torch.ops.wat_kernels, op), backend)
+def _overload(op: str, backend: str, arguments: tuple):
+    scaled = SCALED if isinstance(arguments[-1], Tensor) else ""  # the last is the amount of the noise
+    return getattr(getattr(torch.ops.wat_kernels, op + scaled), backend)
 
 
 class _Shadow(torch.autograd.Function):
@@ -38,15 +42,18 @@ class _Shadow(torch.autograd.Function):
     def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
         ctx.save_for_backward(x, weight, gain, key)
         ctx.op, ctx.backend, ctx.arguments = op, backend, arguments
-        return _overload(op, backend)(x, weight, bias, gain, key, *arguments)
+        return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
 
     @staticmethod
     def backward(ctx, dy):
         mask = ctx.needs_input_grad[2:6]
-        if torch.is_grad_enabled():
-            grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
-        else:
-            grads = _overload(f"{ctx.op}_bwd", ctx.backend)(dy, *ctx.saved_tensors, *ctx.arguments, mask)
+        device = dy.device.type
+        with without_autocast(autocast_dtype(device), device):  # backward may be called where autocast is on
+            if torch.is_grad_enabled():
+                grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
+            else:
+                overload = _overload(f"{ctx.op}_bwd", ctx.backend, ctx.arguments)
+                grads = overload(dy, *ctx.saved_tensors, *ctx.arguments, mask)
         grads = (grad if asked else None for grad, asked in zip(grads, mask, strict=True))
         return None, None, *grads, None, None
 
@@ -61,7 +68,7 @@ class _ShadowBackward(torch.autograd.Function):
     def forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask):
         ctx.save_for_backward(dy, x, weight, gain, key)
         ctx.op, ctx.arguments, ctx.mask = op, arguments, mask
-        return _overload(f"{op}_bwd", backend)(dy, x, weight, gain, key, *arguments, mask)
+        return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
 
     @staticmethod
     def backward(ctx, *grad_grads):
@@ -96,7 +103,7 @@ def _reference_grads(
 ) -> tuple[Tensor | None, ...]:
     """The reference's gradients for x, weight, bias and gain where `mask` asks for them, recorded."""
     bias = dy.new_zeros(weight.shape[0]).requires_grad_()
-    y = _overload(op, "reference")(x, weight, bias, gain, key, *arguments)
+    y = _overload(op, "reference", arguments)(x, weight, bias, gain, key, *arguments)
     asked = [t for t, wanted in zip((x, weight, bias, gain), mask, strict=True) if wanted]
     grads = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
     return tuple(next(grads) if wanted else None for wanted in mask)

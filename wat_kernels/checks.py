@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wat_kernels.noise import Noise
+from wat_kernels.noise import Noise, TensorNoise
 
 
 class Meta(NamedTuple):
@@ -62,10 +63,18 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def without_autocast(cast_to: torch.dtype | None, device: str) -> AbstractContextManager:
+    """Autocast off for what runs on tensors that are already cast, backends' fp32 arithmetic on weights among it.
+
+    cast_to: what `autocast_dtype(device)` gave.
+    """
+    return nullcontext() if cast_to is None else torch.autocast(device, enabled=False)
+
+
 def check_parameters(
-    x: Meta, weight: Meta, bias: Meta | None, gain: Meta | None, weight_dims: int, mixed_dtypes: bool
+    x: Meta, weight: Meta, bias: Meta | None, gain: Meta | None, weight_dims: int, cast_to: torch.dtype | None
 ) -> None:
-    """Dtypes, devices and shapes of what every op takes. mixed_dtypes: autocast will make them one."""
+    """Dtypes, devices and shapes of what every op takes. cast_to: the dtype of autocast where it is on."""
     for name, meta in (("x", x), ("weight", weight), ("bias", bias), ("gain", gain)):
         if meta is None:
             continue
@@ -73,8 +82,9 @@ def check_parameters(
             raise ValueError(f"{name} is on {meta.device}, x is on {x.device}; all must be on one device")
         if not meta.dtype.is_floating_point:
             raise TypeError(f"{name} is {meta.dtype}; accepted is a floating-point dtype")
-        if name in ("weight", "bias") and meta.dtype != x.dtype and not mixed_dtypes:
-            raise TypeError(f"{name} is {meta.dtype}, x is {x.dtype}; both must have one dtype (or use autocast)")
+        if name in ("weight", "bias") and cast_dtype(cast_to, meta.dtype) != cast_dtype(cast_to, x.dtype):
+            advice = "or use autocast" if cast_to is None else "autocast leaves float64 as it is"
+            raise TypeError(f"{name} is {meta.dtype}, x is {x.dtype}; both must have one dtype ({advice})")
     if len(weight.shape) != weight_dims:
         raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted are {weight_dims} dimensions")
     channels = weight.shape[0]
@@ -92,13 +102,18 @@ def check_shadows(shadows: int, batch: int) -> None:
         raise ValueError(f"shadows={shadows} does not divide the batch of {batch}")
 
 
-def check_noise(noise: Noise | None) -> None:
-    if noise is not None and not isinstance(noise, Noise):
+def check_noise(noise: Noise | TensorNoise | None) -> None:
+    if noise is not None and not isinstance(noise, Noise | TensorNoise):
         raise TypeError(f"noise is {type(noise).__name__}; accepted is wat_kernels.Noise or None")
 
 
-def cast(dtype: torch.dtype | None, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def cast(cast_to: torch.dtype | None, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """The tensors in autocast's dtype, as torch does for its own convolutions and matmuls; fp64 stays fp64."""
-    if dtype is None or tensors[0].dtype == torch.float64:
+    if cast_to is None:
         return tensors
-    return tuple(None if tensor is None else tensor.to(dtype) for tensor in tensors)
+    return tuple(None if tensor is None else tensor.to(cast_dtype(cast_to, tensor.dtype)) for tensor in tensors)
+
+
+def cast_dtype(cast_to: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
+    """What a tensor of `dtype` is computed in."""
+    return dtype if cast_to is None or dtype == torch.float64 else cast_to

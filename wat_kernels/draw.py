@@ -78,7 +78,7 @@ def dense_maps(taps: Tensor, count: int) -> Tensor:
     return coefficients.new_zeros(shadows, count * count).scatter_add(1, places, coefficients).view(-1, count, count)
 
 
-def draw_noise(kind: int, amount: float, key: Tensor, shadows: int, elements: int) -> Tensor:
+def draw_noise(kind: int, amount: float | Tensor, key: Tensor, shadows: int, elements: int) -> Tensor:
     """The factor of every element of SW. Returns (shadows, elements) float32 in the order of DESIGN: e = (o*K + t)*I + i.
 
     Multiplicative noise is 1 + std * z (DAMP, arXiv 2406.16540); DropConnect is 0 or 1 / (1 - p), so its mean is 1.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wat_kernels.default_device import on_cpu
 from wat_kernels.law import check_probabilities, thresholds_of
 from wat_kernels.philox import row_words
 
@@ -44,6 +45,7 @@ class MatrixGrid:
     Raises ValueError when a row or a probability is not what it must be.
     """
 
+    @on_cpu
     def __init__(
         self,
         rows: Tensor | Sequence[Sequence[int]],
@@ -110,6 +112,29 @@ def draw_matrix_grid(thresholds: Tensor, rows: Tensor, key: Tensor, shadows: int
     row = rows[(word_row.unsqueeze(1) >= thresholds).sum(1)]  # (S, 4)
     flip_out, flip_in, max_out, max_in = row.unbind(1)
     return flip_out, flip_in, _shift(max_out, word_out), _shift(max_in, word_in)
+
+
+@on_cpu
+def mean_inside(rows: Tensor, probabilities: Tensor, shape: Sequence[int]) -> float:
+    """How many elements of an (out, in) matrix stay inside on average over the draws.
+
+    rows: (R, 4) int64; probabilities: (R,)
+    """
+    inside = [
+        _mean_lines_inside(shape[0], m_out) * _mean_lines_inside(shape[1], m_in) for m_out, m_in in rows[:, 2:].tolist()
+    ]
+    return sum(p * n for p, n in zip(probabilities.tolist(), inside, strict=True))
+
+
+def _mean_lines_inside(size: int, maximum: int) -> float:
+    """Of `size` lines, those that a shift of up to `maximum` * 2**-16 leaves inside, on average."""
+    limit = maximum / 2**_FRACTION_BITS
+    if limit == 0:
+        return float(size)
+    shift = torch.arange(1, int(limit + 0.5) + 1, dtype=torch.float64)
+    # a shift that rounds to s is one in [s - 1/2, s + 1/2]; both signs are equally likely
+    probability = ((shift + 0.5).clamp(max=limit) - (shift - 0.5)) / limit
+    return float(size - (probability * shift.clamp(max=size)).sum())
 
 
 def _shift(maximum: Tensor, word: Tensor) -> Tensor:

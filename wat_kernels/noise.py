@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
+from torch import Tensor
+
 MULTIPLICATIVE = 1
 DROP_CONNECT = 2
 _CODES = {"multiplicative": MULTIPLICATIVE, "dropconnect": DROP_CONNECT}
@@ -36,7 +38,26 @@ class Noise:
         if self.kind == "dropconnect" and not 0 <= self.amount < 1:
             raise ValueError(f"amount={self.amount}; accepted for dropconnect is a probability 0 <= p < 1")
 
+    def scaled(self, strength: float) -> Noise:
+        """The same noise with `strength` times the amount."""
+        return Noise(self.kind, strength * self.amount)
+
     @property
     def code(self) -> int:
         """The kind as kernels take it: 1 multiplicative, 2 dropconnect; 0 stands for no noise."""
+        return _CODES[self.kind]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorNoise:
+    """A Noise whose amount is data, for compiled graphs in which it changes: written in place, it compiles nothing anew.
+
+    amount: () float64 on the CPU, in the range of Noise.amount
+    """
+
+    kind: str
+    amount: Tensor
+
+    @property
+    def code(self) -> int:
         return _CODES[self.kind]

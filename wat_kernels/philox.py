@@ -74,7 +74,7 @@ def _noise_words(key: Tensor, shadows: int, blocks: int) -> tuple[Tensor, Tensor
     return philox4x32((block & _MASK32, block >> 32, shadow, purpose), split_key(key))
 
 
-def keep_mask(key: Tensor, shadows: int, elements: int, probability: float) -> Tensor:
+def keep_mask(key: Tensor, shadows: int, elements: int, probability: float | Tensor) -> Tensor:
     """DropConnect's mask: element e of shadow s is kept unless its 16 random bits are below round(65536 * p).
 
     One block covers 8 consecutive elements: halves of word 0 (low, then high), of word 1, and so on.
@@ -82,7 +82,8 @@ def keep_mask(key: Tensor, shadows: int, elements: int, probability: float) -> T
     """
     words = torch.stack(_noise_words(key, shadows, -(-elements // 8)), dim=-1)  # (S, blocks, 4)
     halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1)  # (S, blocks, 4, 2)
-    return halves.reshape(shadows, -1)[:, :elements] >= round(65536 * probability)
+    least = 65536 * probability
+    return halves.reshape(shadows, -1)[:, :elements] >= (least.round() if isinstance(least, Tensor) else round(least))
 
 
 def standard_normal(key: Tensor, shadows: int, elements: int) -> Tensor:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from wat_kernels.default_device import on_cpu
 from wat_kernels.law import check_probabilities, thresholds_of
 
 
@@ -39,6 +40,7 @@ class TapTable:
     Raises TypeError or ValueError when a shape, a probability or a coefficient is not what it must be.
     """
 
+    @on_cpu
     def __init__(
         self, maps: Tensor, probabilities: Tensor | Sequence[float], kernel_size: tuple[int, int] | None = None
     ):
@@ -55,11 +57,13 @@ class TapTable:
         self._hash = hash((self.kernel_size, self.maps.shape, tuple(self.probabilities.tolist())))
 
     @classmethod
+    @on_cpu
     def identity(cls, kernel_size: tuple[int, int]) -> TapTable:
         """The table with one row, SW = PW."""
         return cls(torch.eye(math.prod(kernel_size)).unsqueeze(0), [1.0], kernel_size)
 
     @classmethod
+    @on_cpu
     def union(cls, tables: Sequence[TapTable], probabilities: Sequence[float]) -> TapTable:
         """One of `tables`, table i with probability probabilities[i]: the weighted union of their rows."""
         _check_same_taps(tables)
@@ -76,7 +80,7 @@ class TapTable:
         _check_same_taps([self, after])
         maps = torch.einsum("btu,aup->abtp", after.maps.double(), self.maps.double())
         probabilities = self.probabilities[:, None] * after.probabilities
-        return type(self)(maps.flatten(0, 1), probabilities.flatten(), self.kernel_size)
+        return TapTable(maps.flatten(0, 1), probabilities.flatten(), self.kernel_size)
 
     def on(self, device: torch.device) -> TableTensors:
         """The tensors that kernels read, on `device`; copied there once and kept."""
@@ -98,6 +102,7 @@ class TapTable:
         return float(self.active_taps.double() @ self.probabilities)
 
     @property
+    @on_cpu
     def is_identity(self) -> bool:
         return len(self) == 1 and torch.equal(self.maps[0], torch.eye(self.maps.shape[1]))
 

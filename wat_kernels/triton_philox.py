@@ -22,7 +22,7 @@ _TURN = tl.constexpr(6.283185307179586 * 2.0**-24)
 @triton.jit
 def row_words(key, shadow):
     """The four words of the row draw of one shadow. key: int64 scalar, shadow: int32 scalar. Four uint32 scalars."""
-    shadow = tl.to_tensor(shadow).to(tl.uint32)
+    shadow = tl.cast(shadow, tl.uint32)
     zero = shadow * 0
     return tl.philox(key, zero, zero, shadow, zero)
 
@@ -44,7 +44,7 @@ def noise_words(key, shadow, block):
     """The four words of noise blocks. block: int32 or int64 tensor of any shape. Four uint32 tensors of that shape."""
     low = block.to(tl.uint32)
     high = (block >> 32).to(tl.uint32) if block.dtype == tl.int64 else low * 0
-    return tl.philox(key, low, high, low * 0 + tl.to_tensor(shadow).to(tl.uint32), low * 0 + 1)
+    return tl.philox(key, low, high, low * 0 + tl.cast(shadow, tl.uint32), low * 0 + 1)
 
 
 @triton.jit

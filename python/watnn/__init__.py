@@ -2,12 +2,17 @@
 
 from watnn import transforms
 from watnn.conversion import convert, revert
+from watnn.distributed import sync_draws
 from watnn.export import export, shadow_weight
 from watnn.flops import flops
 from watnn.layers import WATConv1d, WATConv2d, WATLinear
 from watnn.modes import aom, auto, dom
+from watnn.report import export_report
+from watnn.schedule import StrengthScheduler
+from watnn.uncertainty import ensemble
 
 __all__ = [
+    "StrengthScheduler",
     "WATConv1d",
     "WATConv2d",
     "WATLinear",
@@ -15,9 +20,12 @@ __all__ = [
     "auto",
     "convert",
     "dom",
+    "ensemble",
     "export",
+    "export_report",
     "flops",
     "revert",
     "shadow_weight",
+    "sync_draws",
     "transforms",
 ]

@@ -11,12 +11,19 @@ from typing import TypeAlias
 import torch
 from torch import nn
 
-from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt
+from watnn.distributed import refuse_wrapped
+from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, shadow_layers
 from watnn.transforms import Transform
 
 logger = logging.getLogger("watnn")
 
 Filter: TypeAlias = "str | type[nn.Module] | Callable[[str, nn.Module], bool]"
+# what torch's fused encoder layers, which read the weights of their Linear layers themselves, are switched off with
+_FUSED = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
+UNWRAP = "take DDP's .module, or load FSDP's full state dict into an unwrapped copy of the model"
 _SHADOW_OF = {cls.torch_layer: cls for cls in SHADOW_CLASSES}
 
 
@@ -49,14 +56,18 @@ def convert(
         raise TypeError(f"model is {type(model).__name__}; accepted is a torch.nn.Module")
     if not isinstance(transform, Transform):
         raise TypeError(f"transform is {type(transform).__name__}; accepted is a watnn.transforms transform")
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ValueError(f"model is wrapped in {type(model).__name__}; convert it first, then wrap it")
+    refuse_wrapped(model, "convert it first, then wrap it")
     chosen, left = _choose(model, transform, _filters(include, "include"), _filters(exclude, "exclude"))
     if not chosen:
         reasons = (
             "; ".join(f"{name or 'the model itself'}: {why}" for name, why in left[:8]) or "no Conv or Linear layer"
         )
-        raise ValueError(f"nothing to convert in {type(model).__name__} with {transform!r} ({reasons})")
+        advice = (
+            "; it is converted already: watnn.revert(model) first, or assign another transform to its layers"
+            if any(isinstance(module, ShadowLayer) for module in model.modules())
+            else ""
+        )
+        raise ValueError(f"nothing to convert in {type(model).__name__} with {transform!r} ({reasons}){advice}")
     _check_not_shared(model, chosen)
     model = model if inplace else copy.deepcopy(model)
     replacements: dict[int, nn.Module] = {}
@@ -68,7 +79,9 @@ def convert(
     if left:
         listed = ", ".join(f"{name} ({why})" for name, why in left[:8]) + (", ..." if len(left) > 8 else "")
         logger.warning("convert: %d layers redraw their weight, %d are left: %s", len(chosen), len(left), listed)
-    return replace_modules(model, replacements)
+    model = replace_modules(model, replacements)
+    _keep_from_fusing(model)
+    return model
 
 
 def revert(model: nn.Module) -> nn.Module:
@@ -76,7 +89,9 @@ def revert(model: nn.Module) -> nn.Module:
 
     Returns `model` (for a bare layer, a torch layer that shares its Parameters). After it, model(x) is what AOM gave;
     a gain that AOM leaves out (aom_gain=False) is dropped.
+    Raises ValueError for a model that is wrapped for distributed training.
     """
+    refuse_wrapped(model, UNWRAP)
     replacements: dict[int, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, ShadowLayer):
@@ -85,6 +100,9 @@ def revert(model: nn.Module) -> nn.Module:
                 with torch.no_grad():
                     plain.weight.copy_(module._plain_weight())
             replacements[id(module)] = plain
+    for module in model.modules():
+        if "_fused_as" in vars(module):
+            setattr(module, *vars(module).pop("_fused_as"))
     return replace_modules(model, replacements)
 
 
@@ -94,17 +112,29 @@ def plain_layer(layer: ShadowLayer) -> nn.Module:
     plain._parameters.pop("gain", None)
     for name in (
         "_transform",
+        "_strength",
+        "_scaled_noise",
         "noise",
         "shadows",
         "backend",
         "aom_gain",
         "mode",
-        "dom_key",
+        "_dom_key",
+        "shared_keys",
         "tap_table",
         "matrix_grid",
     ):
         plain.__dict__.pop(name, None)
     return plain
+
+
+def _keep_from_fusing(model: nn.Module) -> None:
+    """In eval(), nn.TransformerEncoderLayer would not call its shadow layers, and no SW would be drawn in DOM."""
+    for module in model.modules():
+        for cls, (name, off) in _FUSED.items():
+            if isinstance(module, cls) and "_fused_as" not in vars(module) and shadow_layers(module):
+                module._fused_as = (name, getattr(module, name))
+                setattr(module, name, off)
 
 
 def replace_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> nn.Module:

@@ -14,7 +14,8 @@ from wat_kernels.ops.conv2d import reference as conv_reference
 from wat_kernels.ops.conv2d.geometry import resolve_padding
 from wat_kernels.ops.conv2d.library import Rectangle, active_rectangle, cropped_padding
 from wat_kernels.ops.linear import reference as linear_reference
-from watnn.conversion import plain_layer, replace_modules, revert
+from watnn.conversion import UNWRAP, plain_layer, replace_modules, revert
+from watnn.distributed import refuse_wrapped
 from watnn.layers import ShadowLayer, WATConv1d, WATLinear, shadow_layers
 from watnn.modes import layer_keys
 
@@ -49,13 +50,16 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Mo
           `nn.ZeroPad2d` where the padding that is left is uneven
     key:  for "dom": the key of `watnn.dom(model, key)`, whose outputs the exported model gives. By default the key that
           the model is in DOM with, else a fresh draw
-    A layer with shadows > 1 is exported with its first shadow, and a warning says so.
-    Raises ValueError for another mode, a key with mode="aom", or DOM of a model without shadow layers.
+    A layer with shadows > 1 is exported with its first shadow, which is the one that shadows=1 gives, and a warning says
+    so.
+    Raises ValueError for another mode, a key with mode="aom", DOM of a model without shadow layers, or a model that is
+    wrapped for distributed training.
     """
     if mode not in ("aom", "dom"):
         raise ValueError(f"mode={mode!r}; accepted are 'aom' and 'dom'")
     if mode == "aom" and key is not None:
         raise ValueError(f"key={key} with mode='aom'; PW has no draw")
+    refuse_wrapped(model, UNWRAP)
     layers = shadow_layers(model)
     if mode == "dom" and not layers:
         raise ValueError(f"model {type(model).__name__} has no shadow layer; convert it first with watnn.convert")
@@ -63,8 +67,13 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None) -> nn.Mo
     if mode == "aom":
         return revert(copied).eval()
     keys = _dom_keys(layers, key)
-    if any(layer.shadows > 1 for _, layer in layers):
-        warnings.warn("export of layers with shadows > 1 keeps the first shadow of each", stacklevel=2)
+    chunked = [(name, layer.shadows) for name, layer in layers if layer.shadows > 1]
+    if chunked:
+        warnings.warn(
+            f"{chunked[0][0] or 'the model'} has shadows={chunked[0][1]} ({len(chunked)} layers with shadows > 1): each "
+            "chunk of the batch has its own SW, an exported layer has one; it is the first, that of shadows=1",
+            stacklevel=2,
+        )
     replacements = {
         id(layer): _dom_layer(layer, k)
         for (_, layer), k in zip(shadow_layers(copied), keys, strict=True)

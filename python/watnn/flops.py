@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from wat_kernels.matrix_grid import mean_inside
 from watnn.export import dom_rectangle, row_rectangle
 from watnn.layers import ShadowLayer, WATLinear, shadow_layers
-from watnn.modes import aom, layer_keys
+from watnn.modes import ModeSwitch, layer_keys
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class LayerFlops:
     """Floating-point operations of one layer for the given inputs; a multiply-add counts as 2.
 
     dense:    with PW, what the plain layer does
-    expected: with SW: active taps only, averaged over the draws (an elementwise noise skips nothing)
+    expected: with SW: active taps only, averaged over the draws at the present strength; of a moved Linear weight the
+              lines that stay inside (an elementwise noise skips nothing)
     exported: as an exported DOM layer, cropped to the rectangle of active taps: of the given key, else on average
     """
 
@@ -31,7 +34,10 @@ class LayerFlops:
 
 @dataclass(frozen=True)
 class ModelFlops:
-    """`layers` with their totals; prints as a table."""
+    """`layers` with their totals; prints as a table.
+
+    What runs in no layer, attention's products for example, is the last entry, "(elsewhere)".
+    """
 
     layers: tuple[LayerFlops, ...]
 
@@ -73,11 +79,14 @@ def flops(model: nn.Module, *inputs: Tensor, key: int | None = None) -> ModelFlo
     """
     training = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
+    fused_attention = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
-        with torch.no_grad(), aom(model), counter:
+        torch.backends.mha.set_fastpath_enabled(False)  # fused attention is an op that the counter may not know
+        with torch.no_grad(), ModeSwitch(model, "aom", None), sdpa_kernel(SDPBackend.MATH), counter:
             model(*inputs)
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused_attention)
         for module, mode in training.items():
             module.training = mode
     layers = shadow_layers(model)
@@ -86,16 +95,24 @@ def flops(model: nn.Module, *inputs: Tensor, key: int | None = None) -> ModelFlo
     rows = []
     for name, module in model.named_modules():
         dense = sum(counter.flop_counts.get(f"{root}.{name}" if name else root, {}).values())
-        if dense and not any(module.children()):
+        if dense and (isinstance(module, ShadowLayer) or not any(module.children())):
             expected, exported = _shares(module, keys.get(name))
             rows.append(LayerFlops(name, type(module).__name__, dense, dense * expected, dense * exported))
+    elsewhere = counter.get_total_flops() - sum(row.dense for row in rows)
+    if elsewhere > 0:
+        rows.append(LayerFlops("(elsewhere)", "", elsewhere, float(elsewhere), float(elsewhere)))
     return ModelFlops(tuple(rows))
 
 
 def _shares(module: nn.Module, key: int | None) -> tuple[float, float]:
     """(expected, exported) work of a layer as a share of its dense work."""
-    if not isinstance(module, ShadowLayer) or isinstance(module, WATLinear) or module.transform is None:
+    if not isinstance(module, ShadowLayer) or module.transform is None:
         return 1.0, 1.0
+    if isinstance(module, WATLinear):
+        grid = module.matrix_grid
+        if grid is None:
+            return 1.0, 1.0
+        return mean_inside(grid.rows, grid.probabilities, module.weight.shape) / module.weight.numel(), 1.0
     table = module.tap_table
     count = table.maps.shape[1]
     if key is not None:

@@ -2,18 +2,24 @@
 
 Nothing random is kept on a module: each forward draws a key from torch's generator and everything follows from it. So
 one module used twice, two forwards before one backward, copies, checkpoints and exponential averages are all right.
+Only `watnn.sync_draws` and `watnn.dom` with a key give a layer keys of its own.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wat_kernels import MatrixGrid, Noise, TapTable, draw_key, shadow_conv2d, shadow_linear
+from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, shadow_conv2d, shadow_linear
 from wat_kernels.dispatch import check_name
+from wat_kernels.mixture import check_strength
+from wat_kernels.noise import TensorNoise
+from watnn.keys import SharedKeys, fresh_key
 from watnn.transforms import Transform
 
 GAINS = (None, "layer", "channel")
@@ -25,7 +31,8 @@ class ShadowLayer(nn.Module):
 
     transform: a watnn transform, or None for a layer that never draws
     gain:      None, "layer" (one learnable scale) or "channel" (one per output channel), starting at 1
-    shadows:   how many SWs one forward uses; the batch is cut into that many chunks
+    shadows:   how many SWs one forward uses; the batch is cut into that many chunks, each of which computes as a
+               micro-batch with a draw of its own: accumulating gradients and `shadows` do the same to the weight
     backend:   "auto" or the name of a wat_kernels backend
     aom_gain:  whether the gain also scales PW in AOM. The default keeps BatchNorm statistics valid in both modes;
                False is what the paper's code does
@@ -37,6 +44,8 @@ class ShadowLayer(nn.Module):
     bias: nn.Parameter | None
     gain: nn.Parameter | None
     torch_layer: type[nn.Module]  # the layer this one stands in for
+    _strength = 1.0
+    _scaled_noise: TensorNoise | None = None
 
     def _set_up(
         self, transform: Transform | None, gain: str | None, shadows: int, backend: str, aom_gain: bool
@@ -50,10 +59,11 @@ class ShadowLayer(nn.Module):
         self.backend = check_name(backend)
         self.aom_gain = aom_gain
         self.mode = "auto"
-        self.dom_key: int | None = None
+        self.dom_key = None
+        self.shared_keys: SharedKeys | None = None
         scale = None
-        if gain is not None:
-            scale = nn.Parameter(self.weight.new_ones(() if gain == "layer" else self.weight.shape[0]))
+        if gain is not None:  # one element and not a scalar: FSDP shards no scalars
+            scale = nn.Parameter(self.weight.new_ones(1 if gain == "layer" else self.weight.shape[0]))
         self.register_parameter("gain", scale)
 
     @classmethod
@@ -96,6 +106,27 @@ class ShadowLayer(nn.Module):
         self._compile_transform(transform)
         self._transform = transform
         self.noise: Noise | None = None if transform is None else transform.noise
+        if "_strength" in self.__dict__:
+            self.strength = self._strength
+
+    @property
+    def strength(self) -> float:
+        """How much of the transform there is, 0 to 1: a draw is the identity with probability 1 - strength, and the amount
+        of an elementwise noise is multiplied by it. `watnn.StrengthScheduler` assigns it."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, strength: float) -> None:
+        strength = check_strength(strength)
+        if self._transform is not None and self._transform.grid is not None:
+            self._mix(strength)
+        if self._transform is not None and self._transform.noise is not None:
+            self.noise = self._transform.noise.scaled(strength)
+            if self._scaled_noise is None or self._scaled_noise.kind != self.noise.kind:
+                amount = torch.zeros((), dtype=torch.float64, device="cpu")
+                self._scaled_noise = TensorNoise(self.noise.kind, amount)
+            self._scaled_noise.amount.fill_(self.noise.amount)
+        self._strength = strength
 
     @property
     def computes_shadow(self) -> bool:
@@ -104,10 +135,52 @@ class ShadowLayer(nn.Module):
             return False
         return self.training or self.mode == "dom"
 
-    def _key(self, x: Tensor) -> int | Tensor:
-        if self.mode == "dom" and self.dom_key is not None:
-            return self.dom_key
-        return draw_key(x.device)
+    @property
+    def dom_key(self) -> int | None:
+        """The key of the SW that mode "dom" computes with; None for a fresh draw at each forward."""
+        return None if self._dom_key is None else int(self._dom_key)
+
+    @dom_key.setter
+    def dom_key(self, key: int | None) -> None:
+        # a tensor: to a compiled graph another key is then other data, where another int would be another graph
+        device = torch.device("cpu") if self.weight.is_meta else self.weight.device
+        self._dom_key: Tensor | None = None if key is None else torch.tensor(key, device=device)
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.dom_key = self.dom_key  # where the weight is now
+        return self
+
+    def _key(self, x: Tensor) -> Tensor:
+        self._warn_of_a_gain_without_optimizer()
+        if self.mode == "dom" and self._dom_key is not None:
+            return self._dom_key.to(x.device)
+        if self.shared_keys is not None:
+            return self.shared_keys.draw().to(x.device)
+        return fresh_key(x.device)
+
+    def _warn_of_a_gain_without_optimizer(self) -> None:
+        """An optimizer that was built before the gain existed clears and updates the weight, and never the gain."""
+        if torch.compiler.is_compiling() or self.gain is None or not self.gain.is_leaf:
+            return
+        if (
+            self.gain.grad is not None
+            and self.weight.is_leaf
+            and self.weight.requires_grad
+            and self.weight.grad is None
+        ):
+            warnings.warn(
+                "the gradient of a shadow layer's weight was cleared and that of its gain was not: was the optimizer "
+                "built before the gain existed? Convert the model first, then build the optimizer",
+                stacklevel=2,
+            )
+
+    def _drawn_noise(self) -> Noise | TensorNoise | None:
+        """The noise as the op takes it. To a compiled graph an amount that has been scaled is data, not a constant."""
+        if self._scaled_noise is not None and self.noise is not None and torch.compiler.is_compiling():
+            scaled = self._scaled_noise
+            return TensorNoise(scaled.kind, scaled.amount.clone())  # a backward pass draws what its forward drew
+        return self.noise
 
     def _plain_weight(self) -> Tensor:
         if self.gain is None or not self.aom_gain:
@@ -122,11 +195,12 @@ class ShadowLayer(nn.Module):
     def extra_repr(self) -> str:
         words = [super().extra_repr(), f"transform={self.transform!r}"]
         if self.gain is not None:
-            words.append("gain=" + ("'layer'" if self.gain.ndim == 0 else "'channel'"))
+            words.append("gain=" + ("'layer'" if self.gain.numel() == 1 else "'channel'"))
         for name, default in (
             ("shadows", 1),
             ("backend", "auto"),
             ("aom_gain", True),
+            ("strength", 1.0),
             ("mode", "auto"),
             ("dom_key", None),
         ):
@@ -136,6 +210,9 @@ class ShadowLayer(nn.Module):
 
     def _compile_transform(self, transform: Transform | None) -> None:
         raise NotImplementedError  # each layer: the transform as a tap table or a matrix grid
+
+    def _mix(self, strength: float) -> None:
+        raise NotImplementedError  # each layer: that table or grid, mixed with the identity
 
 
 class _ShadowConv(ShadowLayer):
@@ -149,6 +226,12 @@ class _ShadowConv(ShadowLayer):
             self.tap_table = TapTable.identity(kernel)
         else:
             self.tap_table = transform.grid.tap_table(kernel)
+
+    def _mix(self, strength: float) -> None:
+        if isinstance(self.tap_table, MixedTable):
+            self.tap_table.strength = strength
+        else:  # a table of its own: the plain one is shared by all layers with this transform
+            self.tap_table = MixedTable(self.tap_table, strength)
 
 
 class WATConv2d(_ShadowConv, nn.Conv2d):
@@ -212,7 +295,7 @@ class WATConv2d(_ShadowConv, nn.Conv2d):
             table=self.tap_table,
             key=self._key(input),
             gain=self.gain,
-            noise=self.noise,
+            noise=self._drawn_noise(),
             stride=self.stride,
             padding=padding,
             dilation=self.dilation,
@@ -283,7 +366,7 @@ class WATConv1d(_ShadowConv, nn.Conv1d):
             table=self.tap_table,
             key=self._key(input),
             gain=self.gain,
-            noise=self.noise,
+            noise=self._drawn_noise(),
             stride=(1, *self.stride),
             padding=padding,
             dilation=(1, *self.dilation),
@@ -331,6 +414,12 @@ class WATLinear(ShadowLayer, nn.Linear):
         else:
             self.matrix_grid = transform.grid.matrix_grid((self.out_features, self.in_features))
 
+    def _mix(self, strength: float) -> None:
+        if isinstance(self.matrix_grid, MixedGrid):
+            self.matrix_grid.strength = strength
+        else:
+            self.matrix_grid = MixedGrid(self.matrix_grid, strength)
+
     def forward(self, input: Tensor) -> Tensor:
         if not self.computes_shadow:
             return F.linear(input, self._plain_weight(), self.bias)
@@ -341,7 +430,7 @@ class WATLinear(ShadowLayer, nn.Linear):
             key=self._key(input),
             gain=self.gain,
             grid=self.matrix_grid,
-            noise=self.noise,
+            noise=self._drawn_noise(),
             shadows=self.shadows,
             backend=self.backend,
         )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import nn
 
 from wat_kernels import philox
+from wat_kernels.default_device import on_cpu
 from watnn.layers import shadow_layers
 
 _PURPOSE_LAYER = 2  # counters (layer, 0, 0, 2): rows use purpose 0 and noise 1
@@ -29,15 +32,18 @@ class ModeSwitch:
 
 
 def auto(model: nn.Module) -> ModeSwitch:
-    """The mode every layer starts in: SW, drawn anew, while training; PW in eval()."""
+    """The mode every layer starts in: SW, drawn anew, while training; PW in eval(). Warns as `aom` does."""
+    _warn_without_layers(model)
     return ModeSwitch(model, "auto", None)
 
 
 def aom(model: nn.Module) -> ModeSwitch:
     """Accuracy-oriented mode: every shadow layer computes with PW, also while training, until switched again.
 
-    A call switches for good, `with watnn.aom(model):` for the block. No effect on a model without shadow layers.
+    A call switches for good, `with watnn.aom(model):` for the block. A model without shadow layers computes with PW in any
+    mode: nothing is switched then, and a warning says so.
     """
+    _warn_without_layers(model)
     return ModeSwitch(model, "aom", None)
 
 
@@ -54,6 +60,12 @@ def dom(model: nn.Module, key: int | None = None) -> ModeSwitch:
     return ModeSwitch(model, "dom", None if key is None else layer_keys(key, len(layers)))
 
 
+def _warn_without_layers(model: nn.Module) -> None:
+    if not shadow_layers(model):
+        warnings.warn(f"model {type(model).__name__} has no shadow layer; there is no mode to switch", stacklevel=3)
+
+
+@on_cpu
 def layer_keys(key: int, count: int) -> list[int]:
     """Keys for `count` layers: the first is `key` itself, the others are words of its Philox stream."""
     if not isinstance(key, int) or isinstance(key, bool):

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import strategies as st
 
@@ -15,6 +16,13 @@ TOLERANCES = {
     torch.float16: {"atol": 8e-3, "rtol": 8e-3},
 }
 
+
+def torch_op(name):
+    """torch's own description of an op, with its test inputs. It needs expecttest, which not every machine has."""
+    found = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="needs expecttest")
+    return next(op for op in found.op_db if op.name == name)
+
+
 NOISES = st.sampled_from([None, Noise("dropconnect", 0.3), Noise("multiplicative", 0.2)])
 
 
@@ -23,19 +31,19 @@ def tables(draw, kernel):
     """Tables with unit rows (permutations and holes), rows of mixed coefficients, and rows without any tap."""
     taps = kernel[0] * kernel[1]
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
-    rows = draw(st.integers(1, 4))
-    maps = torch.zeros(rows, taps, taps)
-    for row in range(rows):
-        kind = draw(st.sampled_from(["identity", "moved", "mixed", "empty"]))
-        if kind == "identity":
-            maps[row] = torch.eye(taps)
-        elif kind == "moved":
-            outputs = torch.rand(taps, generator=generator) < 0.6
-            maps[row, outputs, torch.randperm(taps, generator=generator)[outputs]] = 1.0
-        elif kind == "mixed":
-            maps[row] = torch.randn(taps, taps, generator=generator)
-            maps[row][torch.rand(taps, taps, generator=generator) < 0.7] = 0.0
-    weights = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1
+    kinds = draw(st.lists(st.sampled_from(["identity", "moved", "mixed", "empty"]), min_size=1, max_size=4))
+    with torch.device("cpu"):
+        maps = torch.zeros(len(kinds), taps, taps)
+        for row, kind in enumerate(kinds):
+            if kind == "identity":
+                maps[row] = torch.eye(taps)
+            elif kind == "moved":
+                outputs = torch.rand(taps, generator=generator) < 0.6
+                maps[row, outputs, torch.randperm(taps, generator=generator)[outputs]] = 1.0
+            elif kind == "mixed":
+                maps[row] = torch.randn(taps, taps, generator=generator)
+                maps[row][torch.rand(taps, taps, generator=generator) < 0.7] = 0.0
+        weights = torch.rand(len(kinds), generator=generator, dtype=torch.float64) + 0.1
     return TapTable(maps, weights / weights.sum(), kernel)
 
 
@@ -74,7 +82,8 @@ def conv_cases(draw, dtype=torch.float64):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
 
     def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return values.to(torch.get_default_device(), dtype)
 
     x = normal(batch, in_channels, *size)
     weight = normal(out_channels, in_channels // groups, *kernel)
@@ -118,7 +127,8 @@ def linear_cases(draw, dtype=torch.float64):
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
 
     def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return values.to(torch.get_default_device(), dtype)
 
     grid = None
     if draw(st.booleans()):

@@ -12,13 +12,15 @@ def shadow_kernels(weight, table, key, noise=None, shadows=1):
     """(S, O, I, kh, kw), one tap at a time."""
     out_channels, in_channels, height, width = weight.shape
     taps = height * width
-    result = torch.zeros(shadows, *weight.shape, dtype=weight.dtype)
+    result = weight.new_zeros(shadows, *weight.shape)
     for s, row in enumerate(draw_rows(table, key, shadows).tolist()):
         for t, p in table.maps[row].nonzero().tolist():
             contribution = float(table.maps[row, t, p]) * weight[:, :, p // width, p % width]
             result[s, :, :, t // width, t % width] += contribution
     if noise is not None:
-        factor = draw_noise(noise.code, noise.amount, torch.tensor(key), shadows, weight.numel()).to(weight.dtype)
+        factor = draw_noise(
+            noise.code, noise.amount, torch.tensor(key, device=weight.device), shadows, weight.numel()
+        ).to(weight.dtype)
         for o in range(out_channels):
             for i in range(in_channels):
                 for t in range(taps):
@@ -33,8 +35,8 @@ def shadow_matrices(weight, key, grid=None, noise=None, shadows=1):
     for s in range(shadows):
         moved = weight
         if grid is not None:
-            tensors = grid.on(torch.device("cpu"))
-            draws = draw_matrix_grid(tensors.thresholds, tensors.rows, torch.tensor(key), shadows)
+            tensors = grid.on(weight.device)
+            draws = draw_matrix_grid(tensors.thresholds, tensors.rows, torch.tensor(key, device=weight.device), shadows)
             flip_out, flip_in, shift_out, shift_in = (int(draw[s]) for draw in draws)
             moved = torch.zeros_like(weight)
             for o in range(rows):
@@ -43,7 +45,9 @@ def shadow_matrices(weight, key, grid=None, noise=None, shadows=1):
                         moved[o, i] = weight[o - shift_out, i - shift_in]
             moved = moved.flip([axis for axis, flip in enumerate((flip_out, flip_in)) if flip])
         if noise is not None:
-            factor = draw_noise(noise.code, noise.amount, torch.tensor(key), shadows, weight.numel())[s]
+            factor = draw_noise(
+                noise.code, noise.amount, torch.tensor(key, device=weight.device), shadows, weight.numel()
+            )[s]
             moved = moved * factor.view_as(weight).to(weight.dtype)
         result.append(moved)
     return torch.stack(result)

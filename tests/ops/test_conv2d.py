@@ -4,14 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from torch.testing._internal.common_methods_invocations import op_db
 
+from tests.conftest import DEVICE
 from tests.ops import oracle
-from tests.ops.cases import TOLERANCES, ConvCase, conv_cases
+from tests.ops.cases import TOLERANCES, ConvCase, conv_cases, torch_op
 from wat_kernels import Noise, TapTable, dispatch, shadow_conv2d
 from wat_kernels.ops.conv2d import BACKENDS
 
-CALL = dispatch.Call("cpu", torch.float32, (3, 3), 8, 8)
+CALL = dispatch.Call(DEVICE, torch.float32, (3, 3), 8, 8)
 FUSED = [name for name, backend in BACKENDS.items() if name != "reference" and backend.supports(CALL)[0]]
 
 
@@ -43,6 +43,16 @@ def test_equals_a_convolution_with_the_materialised_weight(backend, case):
     if y.numel():
         for grad, right in zip(gradients(y, case.leaves), gradients(expected, case.leaves), strict=True):
             torch.testing.assert_close(grad, right, **TOLERANCES[torch.float64])
+
+
+@pytest.mark.parametrize("backend", ["reference", *FUSED])
+def test_one_output_channel_and_one_pixel_in_channels_last(backend):
+    """Where torch's convolution refuses a kernel with the strides that chunks give it."""
+    table = TapTable.identity((1, 2))
+    weight = torch.randn(1, 2, 1, 2).to(memory_format=torch.channels_last).requires_grad_()
+    x = torch.randn(2, 2, 1, 2).to(memory_format=torch.channels_last)
+    y = shadow_conv2d(x, weight, table=table, key=0, shadows=2, backend=backend)
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), weight)[0], x.sum(0, keepdim=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -107,7 +117,7 @@ def test_third_derivative():
 @pytest.mark.parametrize("backend", FUSED)
 @pytest.mark.parametrize("op", ["shadow_conv2d", "shadow_conv2d_bwd"])
 def test_opcheck(op, backend):
-    table = TapTable(torch.randn(3, 6, 6) * (torch.rand(3, 6, 6) < 0.4), [0.3, 0.3, 0.4]).on(torch.device("cpu"))
+    table = TapTable(torch.randn(3, 6, 6) * (torch.rand(3, 6, 6) < 0.4), [0.3, 0.3, 0.4]).on(torch.get_default_device())
     arguments = (torch.tensor(3), *table, [1, 2], [0, 1, 1, 1], [2, 1], 2, 2, 2, 0.3)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(4, 4, 6, 7).to(memory_format=memory_format)
@@ -123,21 +133,19 @@ def test_opcheck(op, backend):
             )
 
 
-SAMPLES = next(op for op in op_db if op.name == "nn.functional.conv2d")
-
-
 @pytest.mark.parametrize("backend", ["reference", "library"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torch_s_own_samples_with_the_identity(backend, dtype):
     seen = 0
-    for sample in SAMPLES.sample_inputs("cpu", dtype, requires_grad=False):
+    op = torch_op("nn.functional.conv2d")
+    for sample in op.sample_inputs(DEVICE, dtype, requires_grad=False):
         weight = sample.args[0]
         rest = dict(zip(("bias", "stride", "padding", "dilation", "groups"), sample.args[1:], strict=False))
         kwargs = {**rest, **sample.kwargs}
         table = TapTable.identity(weight.shape[2:])
         x = sample.input
         y = shadow_conv2d(x, weight, kwargs.pop("bias", None), table=table, key=1, backend=backend, **kwargs)
-        expected = SAMPLES.op(x, *sample.args, **sample.kwargs)
+        expected = op.op(x, *sample.args, **sample.kwargs)
         torch.testing.assert_close(y, expected)
         assert y.stride() == expected.stride()
         seen += 1

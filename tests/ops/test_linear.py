@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from torch.testing._internal.common_methods_invocations import op_db
 
+from tests.conftest import DEVICE
 from tests.ops import oracle
-from tests.ops.cases import TOLERANCES, LinearCase, linear_cases
+from tests.ops.cases import TOLERANCES, LinearCase, linear_cases, torch_op
 from wat_kernels import MatrixGrid, Noise, shadow_linear
 
 GRID = MatrixGrid([[0, 0, 2 << 16, 3 << 16], [1, 0, 0, 1 << 16], [1, 1, 9 << 16, 0]], [0.4, 0.3, 0.3])
@@ -65,7 +65,7 @@ def test_gradcheck_and_gradgradcheck(backend, grid, noise):
 @pytest.mark.parametrize("grid", [None, GRID], ids=["plain", "grid"])
 @pytest.mark.parametrize("op", ["shadow_linear", "shadow_linear_bwd"])
 def test_opcheck(op, grid):
-    tensors = (None, None) if grid is None else grid.on(torch.device("cpu"))
+    tensors = (None, None) if grid is None else grid.on(torch.get_default_device())
     arguments = (torch.tensor(3), *tensors, 2, 1, 0.2)
     x, weight, bias, gain = torch.randn(4, 5), torch.randn(6, 5), torch.randn(6), torch.randn(6)
     if op == "shadow_linear":
@@ -77,14 +77,12 @@ def test_opcheck(op, grid):
         )
 
 
-SAMPLES = next(op for op in op_db if op.name == "nn.functional.linear")
-
-
 @pytest.mark.parametrize("backend", ["reference", "library"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_torch_s_own_samples(backend, dtype):
     seen = 0
-    for sample in SAMPLES.sample_inputs("cpu", dtype, requires_grad=False):
+    op = torch_op("nn.functional.linear")
+    for sample in op.sample_inputs(DEVICE, dtype, requires_grad=False):
         weight = sample.args[0]
         if weight.ndim != 2 or sample.input.ndim == 0:
             continue  # F.linear with a vector for a weight is no linear layer

@@ -218,3 +218,29 @@ def test_what_is_left_is_said_and_can_be_silenced(caplog):
     with caplog.at_level(logging.ERROR, logger="watnn"):
         watnn.convert(network(), TRANSLATE)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+def test_fused_encoder_layers_call_their_shadow_layers(norm_first):
+    block = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=norm_first)
+    model = nn.TransformerEncoder(block, 2, enable_nested_tensor=not norm_first).eval()
+    x, mask = torch.randn(2, 5, 16), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    converted = watnn.convert(model, DropConnect(0.5), include="*linear*")
+    with watnn.dom(converted, key=1):
+        expected = converted(x, src_key_padding_mask=mask)
+        with torch.no_grad():
+            drawn = converted(x, src_key_padding_mask=mask)
+    inside = ~mask.unsqueeze(2)
+    torch.testing.assert_close(drawn * inside, expected * inside)
+    with torch.no_grad():
+        plain = converted(x, src_key_padding_mask=mask)
+        torch.testing.assert_close(plain * inside, model(x, src_key_padding_mask=mask) * inside)
+    assert ((drawn - plain) * inside).abs().max() > 0.01
+    reverted = watnn.revert(converted)
+    for module, original in zip(reverted.modules(), model.modules(), strict=True):
+        names = {name for name in vars(module) if not name.startswith("_")}
+        assert names == {name for name in vars(original) if not name.startswith("_")} and not hasattr(
+            module, "_fused_as"
+        )
+        for name in ("activation_relu_or_gelu", "use_nested_tensor"):
+            assert getattr(module, name, None) == getattr(original, name, None)

@@ -13,6 +13,7 @@ from torch.testing._internal.common_modules import module_db
 from torch.utils.checkpoint import checkpoint
 from watnn.transforms import WAT, Compose, DropConnect, Identity, MultiplicativeNoise, RandomAffine
 
+from tests.conftest import DEVICE
 from wat_kernels import draw_key
 
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
@@ -42,7 +43,7 @@ TORCH_MODULES = {"Conv1d": watnn.WATConv1d, "Conv2d": watnn.WATConv2d, "Linear":
 )
 def test_torch_s_own_module_inputs_with_the_identity(info, training):
     seen = 0
-    for module_input in info.module_inputs_func(info, "cpu", torch.float64, requires_grad=True, training=training):
+    for module_input in info.module_inputs_func(info, DEVICE, torch.float64, requires_grad=True, training=training):
         if module_input.forward_input is None:
             continue
         args, kwargs = module_input.constructor_input.args, module_input.constructor_input.kwargs

@@ -233,3 +233,12 @@ def test_flops_of_a_key_are_those_of_the_exported_model():
 def test_errors(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_the_key_of_dom_follows_the_weight_to_another_device():
+    layer = watnn.WATConv2d(3, 4, 3, transform=TRANSLATE)
+    watnn.dom(layer, key=-7)
+    layer.to("meta")
+    assert layer.dom_key == -7
+    layer.to_empty(device="cpu")
+    assert layer.dom_key == -7 and layer._key(X).device == X.device

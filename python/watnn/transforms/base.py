@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from wat_kernels.default_device import on_cpu
 from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise
 from wat_kernels.tap_table import TapTable
@@ -106,11 +107,13 @@ class ElementwiseNoise(Transform):
 
 
 @functools.lru_cache(maxsize=512)
+@on_cpu
 def _tap_table(transform: GridTransform, size: tuple[int, int]) -> TapTable:
     return transform._build_table(size)
 
 
 @functools.lru_cache(maxsize=512)
+@on_cpu
 def _matrix_grid(transform: GridTransform, shape: tuple[int, int]) -> MatrixGrid:
     ways = transform._matrix_rows()
     rows = [

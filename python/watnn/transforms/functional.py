@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wat_kernels.default_device import on_cpu
 from watnn.transforms.checks import (
     check_center,
     check_interpolation,
@@ -29,6 +30,7 @@ from watnn.transforms.checks import (
 )
 
 
+@on_cpu
 def affine(
     kernel_size: int | tuple[int, int],
     angle: float,
@@ -58,6 +60,7 @@ def affine(
     return _sample(size, matrix, check_interpolation(interpolation))
 
 
+@on_cpu
 def rotate(
     kernel_size: int | tuple[int, int],
     angle: float,
@@ -72,6 +75,7 @@ def rotate(
     return _sample(size, matrix, check_interpolation(interpolation))
 
 
+@on_cpu
 def resized_crop(
     kernel_size: int | tuple[int, int], top: int, left: int, height: int, width: int, interpolation: str = "bilinear"
 ) -> Tensor:
@@ -91,11 +95,13 @@ def resized_crop(
     return _to_map(F.interpolate(padded, size=size, mode=mode, align_corners=False, antialias=True))
 
 
+@on_cpu
 def hflip(kernel_size: int | tuple[int, int]) -> Tensor:
     """Mirror left and right. Returns (K, K) float32."""
     return _to_map(_unit_kernels(check_kernel_size(kernel_size)).flip(-1))
 
 
+@on_cpu
 def vflip(kernel_size: int | tuple[int, int]) -> Tensor:
     """Mirror top and bottom. Returns (K, K) float32."""
     return _to_map(_unit_kernels(check_kernel_size(kernel_size)).flip(-2))

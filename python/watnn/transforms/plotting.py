@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from wat_kernels.default_device import on_cpu
 from wat_kernels.tap_table import TapTable
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _MUTED = "#7a7890"
 _MATRIX_COLOURS = "RdBu"
 
 
+@on_cpu
 def plot_table(transform: Transform, table: TapTable) -> Figure:
     """The tap maps of a table, most probable first, at most 15.
 
@@ -51,6 +53,7 @@ def plot_table(transform: Transform, table: TapTable) -> Figure:
     return figure
 
 
+@on_cpu
 def plot_noise(transform: Transform) -> Figure:
     """The density, or the two probabilities, of the factor that each weight is multiplied by."""
     noise = transform.noise

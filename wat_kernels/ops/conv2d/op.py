@@ -9,9 +9,20 @@ import torch
 from torch import Tensor
 
 from wat_kernels import autograd, dispatch
-from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of, once
+from wat_kernels.checks import (
+    Meta,
+    autocast_dtype,
+    cast,
+    cast_dtype,
+    check_noise,
+    check_parameters,
+    check_shadows,
+    metas_of,
+    once,
+    without_autocast,
+)
 from wat_kernels.draw import as_key
-from wat_kernels.noise import Noise
+from wat_kernels.noise import Noise, TensorNoise
 from wat_kernels.ops.conv2d import cuda, library, native, reference, triton
 from wat_kernels.ops.conv2d.geometry import output_size, pair, resolve_padding
 from wat_kernels.tap_table import TapTable
@@ -35,7 +46,7 @@ def shadow_conv2d(
     table: TapTable,
     key: int | Tensor,
     gain: Tensor | None = None,
-    noise: Noise | None = None,
+    noise: Noise | TensorNoise | None = None,
     stride: int | Sequence[int] = 1,
     padding: str | int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
@@ -68,7 +79,8 @@ def shadow_conv2d(
     key = as_key(key, x.device)
     batched = x if x.ndim == 4 else x.unsqueeze(0)
     inputs = cast(cast_to, batched, weight, bias)
-    y = autograd.apply("shadow_conv2d", plan.backend, *inputs, gain, key, (*table.on(x.device), *plan.arguments))
+    with without_autocast(cast_to, x.device.type):
+        y = autograd.apply("shadow_conv2d", plan.backend, *inputs, gain, key, (*table.on(x.device), *plan.arguments))
     return y if x.ndim == 4 else y.squeeze(0)
 
 
@@ -87,7 +99,7 @@ def _plan(
     gain: Meta | None,
     cast_to: torch.dtype | None,
     table: TapTable,
-    noise: Noise | None,
+    noise: Noise | TensorNoise | None,
     stride: int | tuple[int, ...],
     padding: str | int | tuple[int, ...],
     dilation: int | tuple[int, ...],
@@ -97,7 +109,7 @@ def _plan(
     environment: str,
 ) -> _Plan:
     """All checks, and the choice of a backend."""
-    check_parameters(x, weight, bias, gain, weight_dims=4, mixed_dtypes=cast_to is not None)
+    check_parameters(x, weight, bias, gain, weight_dims=4, cast_to=cast_to)
     if len(x.shape) not in (3, 4):
         raise ValueError(f"x has shape {tuple(x.shape)}; accepted is (N, C, H, W) or (C, H, W)")
     batch, (channels, *size) = x.shape[0] if len(x.shape) == 4 else 1, x.shape[-3:]
@@ -114,7 +126,7 @@ def _plan(
     check_noise(noise)
     check_shadows(shadows, batch)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
-    dtype = x.dtype if cast_to is None or x.dtype == torch.float64 else cast_to
+    dtype = cast_dtype(cast_to, x.dtype)
     call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code)
     chosen = dispatch.choose("shadow_conv2d", BACKENDS, backend, environment, call)
     return _Plan(chosen, (stride, pads, dilation, groups, shadows, code, amount))

@@ -38,7 +38,8 @@ def shadow_weights(
     if noise:
         factor = draw_noise(noise, amount, key, shadows, weight.numel())
         shadow = shadow * factor.view(shadows, weight.shape[0], count, weight.shape[1]).mT
-    return shadow.to(weight.dtype).unflatten(3, weight.shape[2:])
+    # in one order, not the einsum's: torch's slow_conv2d refuses strides that only size-1 dimensions make channels_last
+    return shadow.to(weight.dtype).unflatten(3, weight.shape[2:]).contiguous()
 
 
 def shadow_conv2d(

@@ -30,7 +30,7 @@ def conv2d_bwd_weight_kernel(
     tiles_o = tl.cdiv(out_channels, BO)
     tiles_i = tl.cdiv(in_channels, BI)
     tiles = tiles_o * tiles_i * TAPS * groups
-    chunk_pixels = tl.to_tensor(images).to(index) * out_height * out_width
+    chunk_pixels = tl.cast(images, index) * out_height * out_width
     blocks = tl.cdiv(chunk_pixels, BP)
     splits = splits_of(tiles, blocks, programs)
     split = tl.program_id(0) // tiles

@@ -69,7 +69,7 @@ def conv2d_fwd_kernel(
     images: in a chunk; in_channels, out_channels: of a group; GAIN: 0 none, 1 one number, 2 one per output channel
     """
     index = tl.int64 if WIDE else tl.int32
-    chunk_pixels = tl.to_tensor(images).to(index) * out_height * out_width
+    chunk_pixels = tl.cast(images, index) * out_height * out_width
     chunk_tiles = tl.cdiv(chunk_pixels, BM)
     tiles_m = shadows * chunk_tiles
     tiles_n = tl.cdiv(out_channels, BN)
@@ -192,7 +192,7 @@ def conv2d_bwd_data_kernel(
     index = tl.int64 if WIDE else tl.int32
     class_height = tl.cdiv(height, stride_h)
     class_width = tl.cdiv(width, stride_w)
-    chunk_pixels = tl.to_tensor(images).to(index) * class_height * class_width
+    chunk_pixels = tl.cast(images, index) * class_height * class_width
     chunk_tiles = tl.cdiv(chunk_pixels, BM)
     tiles_m = shadows * chunk_tiles
     tiles_n = tl.cdiv(in_channels, BN)

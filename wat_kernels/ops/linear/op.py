@@ -9,10 +9,21 @@ import torch
 from torch import Tensor
 
 from wat_kernels import autograd, dispatch
-from wat_kernels.checks import Meta, autocast_dtype, cast, check_noise, check_parameters, check_shadows, metas_of, once
+from wat_kernels.checks import (
+    Meta,
+    autocast_dtype,
+    cast,
+    cast_dtype,
+    check_noise,
+    check_parameters,
+    check_shadows,
+    metas_of,
+    once,
+    without_autocast,
+)
 from wat_kernels.draw import as_key
 from wat_kernels.matrix_grid import MatrixGrid
-from wat_kernels.noise import Noise
+from wat_kernels.noise import Noise, TensorNoise
 from wat_kernels.ops.linear import cuda, library, native, reference, triton
 
 # In the order in which `auto` asks. It does not get as far as cuda and triton, which no GPU has run yet: once one has
@@ -34,7 +45,7 @@ def shadow_linear(
     key: int | Tensor,
     gain: Tensor | None = None,
     grid: MatrixGrid | None = None,
-    noise: Noise | None = None,
+    noise: Noise | TensorNoise | None = None,
     shadows: int = 1,
     backend: str = "auto",
 ) -> Tensor:
@@ -61,7 +72,8 @@ def shadow_linear(
     rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
     grid_tensors = (None, None) if grid is None else grid.on(x.device)
     inputs = cast(cast_to, rows, weight, bias)
-    y = autograd.apply("shadow_linear", plan.backend, *inputs, gain, key, (*grid_tensors, *plan.arguments))
+    with without_autocast(cast_to, x.device.type):
+        y = autograd.apply("shadow_linear", plan.backend, *inputs, gain, key, (*grid_tensors, *plan.arguments))
     return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -80,13 +92,13 @@ def _plan(
     gain: Meta | None,
     cast_to: torch.dtype | None,
     grid: MatrixGrid | None,
-    noise: Noise | None,
+    noise: Noise | TensorNoise | None,
     shadows: int,
     backend: str,
     environment: str,
 ) -> _Plan:
     """All checks, and the choice of a backend."""
-    check_parameters(x, weight, bias, gain, weight_dims=2, mixed_dtypes=cast_to is not None)
+    check_parameters(x, weight, bias, gain, weight_dims=2, cast_to=cast_to)
     if len(x.shape) == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; accepted is (..., {weight.shape[1]}) for weight {tuple(weight.shape)}"
@@ -96,7 +108,7 @@ def _plan(
         raise TypeError(f"grid is {type(grid).__name__}; accepted is wat_kernels.MatrixGrid or None")
     check_shadows(shadows, x.shape[0] if len(x.shape) > 1 else 1)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
-    dtype = x.dtype if cast_to is None or x.dtype == torch.float64 else cast_to
+    dtype = cast_dtype(cast_to, x.dtype)
     rows = math.prod(x.shape[:-1])
     call = dispatch.Call(
         x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code, rows=rows

@@ -23,7 +23,7 @@ def draw_grid(key, shadow, thresholds, grid, rows, GRID: tl.constexpr):
         flip_in = tl.load(line + 1).to(tl.int32)
         return flip_out, flip_in, _shift(tl.load(line + 2), word_out), _shift(tl.load(line + 3), word_in)
     else:
-        zero = tl.to_tensor(shadow) * 0
+        zero = tl.cast(shadow, tl.int32) * 0
         return zero, zero, zero, zero
 
 
