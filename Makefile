@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
-SOURCES := $(wildcard csrc/*/*) setup.py pyproject.toml
+SOURCES := $(wildcard csrc/*/* build_tools/*.py) setup.py pyproject.toml
 
 .PHONY: demo test test-long sanitize lint format clean
 
@@ -19,8 +19,8 @@ test-long: $(VENV)/installed
 SANITIZE := build/sanitize
 sanitize: $(VENV)/dependencies
 	rm -rf $(SANITIZE) && mkdir -p $(SANITIZE)
-	cp -r csrc wat_kernels python tests setup.py pyproject.toml README.md $(SANITIZE)
-	cd $(SANITIZE) && WAT_SANITIZE=address,undefined WAT_FORCE_NATIVE=1 $(abspath $(BIN))/python setup.py build_ext --inplace
+	cp -r csrc build_tools wat_kernels python tests setup.py pyproject.toml README.md $(SANITIZE)
+	cd $(SANITIZE) && WAT_SANITIZE=address,undefined WAT_FORCE_NATIVE=1 WAT_SKIP_CUDA=1 $(abspath $(BIN))/python setup.py build_ext --inplace
 	cd $(SANITIZE) && OMP_NUM_THREADS=2 PYTHONPATH=.:python ASAN_OPTIONS=detect_leaks=0 \
 	  UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
 	  LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so) $$(c++ -print-file-name=libstdc++.so.6)" \

@@ -16,7 +16,10 @@ NAMES = ("cuda", "triton", "native", "library", "reference")
 
 
 class Call(NamedTuple):
-    """What backends look at to accept or refuse. `kernel` is (1, 1) and `groups` 1 for a linear layer."""
+    """What backends look at to accept or refuse. `kernel` is (1, 1) and `groups` 1 for a linear layer.
+
+    rows: of the matrix that a linear layer multiplies; 1 for a convolution
+    """
 
     device: str
     dtype: torch.dtype
@@ -25,6 +28,7 @@ class Call(NamedTuple):
     out_channels: int = 1
     groups: int = 1
     noise: int = 0
+    rows: int = 1
 
 
 class Backend(Protocol):

@@ -1,4 +1,4 @@
-"""Loads the compiled CPU backend, wat_kernels/_native.abi3.so, and remembers whether that worked.
+"""Loads the compiled libraries, wat_kernels/_native.abi3.so and _cuda.abi3.so, and remembers whether that worked.
 
 Importing this module never raises: a missing or broken library is a reason that `supports()` reports.
 """
@@ -19,17 +19,25 @@ class Extension(NamedTuple):
     reason: str
 
 
-def _load(path: Path) -> Extension:
+def _load(name: str, why_missing: str) -> Extension:
+    path = Path(__file__).with_name(name)
     if not path.exists():
-        return Extension(False, f"{path.name} is not built (WAT_SKIP_NATIVE=1, or no C++ compiler at install time)")
+        return Extension(False, f"{path.name} is not built ({why_missing})")
     try:
         torch.ops.load_library(str(path))
     except Exception as error:
         return Extension(False, f"{path.name} does not load: {error}")
-    wanted = os.environ.get("WAT_CPU_ISA")
-    if wanted and torch.ops.wat_kernels.native_isa("") != wanted:
-        return Extension(False, f"WAT_CPU_ISA={wanted!r} is not one of avx512, avx2, portable that this processor has")
     return Extension(True, str(path))
 
 
-NATIVE = _load(Path(__file__).with_name("_native.abi3.so"))
+def _load_native() -> Extension:
+    native = _load("_native.abi3.so", "WAT_SKIP_NATIVE=1, or no C++ compiler at install time")
+    wanted = os.environ.get("WAT_CPU_ISA")
+    if native.available and wanted and torch.ops.wat_kernels.native_isa("") != wanted:
+        return Extension(False, f"WAT_CPU_ISA={wanted!r} is not one of avx512, avx2, portable that this processor has")
+    return native
+
+
+NATIVE = _load_native()
+CUDA = _load("_cuda.abi3.so", "WAT_SKIP_CUDA=1, or no nvcc at install time")
+LIBRARIES = {"native": NATIVE, "cuda": CUDA}

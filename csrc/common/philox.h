@@ -8,12 +8,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__) || defined(__HIPCC__)
-#define WAT_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-// `static`: a function compiled for AVX-512 must never be merged by the linker into the portable path
-#define WAT_HOST_DEVICE static inline __attribute__((always_inline, unused))
-#endif
+#include "host_device.h"
 
 namespace wat {
 
@@ -29,6 +24,7 @@ struct Philox4 {
 WAT_HOST_DEVICE Philox4 philox4x32(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint64_t key) {
   uint32_t k0 = static_cast<uint32_t>(key);
   uint32_t k1 = static_cast<uint32_t>(key >> 32);
+  WAT_UNROLL
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = static_cast<uint64_t>(0xD2511F53u) * c0;
     const uint64_t product1 = static_cast<uint64_t>(0xCD9E8D57u) * c2;

@@ -5,18 +5,10 @@
 
 #include <cstdint>
 
-#include "../common/philox.h"
-#include "../common/tap_table.h"
+#include "../common/matrix_grid.h"
 #include "isa.h"
 
 namespace wat {
-
-// One row of `grid` as one shadow draws it: SW[o, i] = A[flip_out ? out-1-o : o, flip_in ? in-1-i : i] and
-// A[o, i] = weight[o - shift_out, i - shift_in], nothing outside.
-struct GridDraw {
-  int64_t shift_out = 0, shift_in = 0;
-  bool flip_out = false, flip_in = false;
-};
 
 struct LinearProblem {
   int64_t rows, in, out;
@@ -54,21 +46,9 @@ static inline int64_t linear_column_blocks(const LinearProblem& p) {
   return (p.in + linear_column_block(p) - 1) / linear_column_block(p);
 }
 
-// A shift of at most M / 2^16, rounded to the nearest whole number, from the upper 24 bits of a word.
-static inline int64_t grid_shift(int64_t m, uint32_t word) {
-  return ((((2 * m) * static_cast<int64_t>(word >> 8)) >> 24) - m + 32768) >> 16;
-}
-
 static inline GridDraw grid_draw(const LinearProblem& p, int64_t shadow) {
-  GridDraw draw;
-  if (p.grid == nullptr) return draw;
-  const Philox4 words = row_words(p.key, static_cast<uint32_t>(shadow));
-  const int64_t* row = p.grid + 4 * row_of_word(p.thresholds, p.grid_rows, words.word[0]);
-  draw.flip_out = row[0] != 0;
-  draw.flip_in = row[1] != 0;
-  draw.shift_out = grid_shift(row[2], words.word[1]);
-  draw.shift_in = grid_shift(row[3], words.word[2]);
-  return draw;
+  if (p.grid == nullptr) return {};
+  return draw_matrix_grid(p.thresholds, p.grid, p.grid_rows, p.key, static_cast<uint32_t>(shadow));
 }
 
 // False when scratch memory runs out.

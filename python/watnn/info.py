@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
-import importlib.util
 import os
 import platform
 from collections.abc import Mapping
@@ -13,6 +11,7 @@ from pathlib import Path
 import torch
 
 from wat_kernels import dispatch
+from wat_kernels.extension import LIBRARIES
 from wat_kernels.ops.conv2d.op import BACKENDS as CONV2D_BACKENDS
 from wat_kernels.ops.linear.op import BACKENDS as LINEAR_BACKENDS
 
@@ -27,6 +26,10 @@ _ENVIRONMENT = {
     "WAT_CPU_ISA": "avx512, avx2 or portable: the instruction set of the native backend",
     "WAT_SKIP_NATIVE": "1 at install time: no compiled CPU backend",
     "WAT_FORCE_NATIVE": "1 at install time: fail where the native backend does not build",
+    "WAT_SKIP_CUDA": "1 at install time: no compiled CUDA backend",
+    "WAT_FORCE_CUDA": "1 at install time: fail where the CUDA backend does not build",
+    "TORCH_CUDA_ARCH_LIST": "at install time: compute capabilities that the CUDA backend is compiled for",
+    "CUDA_HOME": "at install time: the CUDA toolkit",
     "OMP_NUM_THREADS": "CPU threads of torch",
 }
 
@@ -36,12 +39,10 @@ def describe() -> str:
     sections = [
         ("versions", list(versions().items())),
         ("devices", _devices()),
+        ("compiled libraries", _libraries()),
         *((f"{op} on {device}", backend_rows(op, device)) for device in _device_types() for op, *_ in _OPS),
         ("environment", [(name, _environment(name, effect)) for name, effect in _ENVIRONMENT.items()]),
     ]
-    extension = _extension()
-    if extension is not None:
-        sections.insert(2, ("compiled extension", [extension]))
     width = max(len(name) for _, rows in sections for name, _ in rows)
     return "\n\n".join(
         "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in rows)]) for title, rows in sections
@@ -127,9 +128,9 @@ def _environment(name: str, effect: str) -> str:
     return f"{'not set' if value is None else value}  ({effect})"
 
 
-def _extension() -> tuple[str, str] | None:
-    """("native", whether and from where it is loaded); None where this build knows no extension."""
-    if importlib.util.find_spec("wat_kernels.extension") is None:
-        return None
-    native = importlib.import_module("wat_kernels.extension").NATIVE
-    return "native", f"{'loaded' if native.available else 'not loaded'}: {native.reason}"
+def _libraries() -> list[tuple[str, str]]:
+    """Of each compiled library: whether and from where it is loaded, or why not."""
+    return [
+        (name, f"{'loaded' if library.available else 'not loaded'}: {library.reason}")
+        for name, library in LIBRARIES.items()
+    ]

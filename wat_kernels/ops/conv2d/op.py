@@ -23,13 +23,19 @@ from wat_kernels.checks import (
 )
 from wat_kernels.draw import as_key
 from wat_kernels.noise import Noise, TensorNoise
-from wat_kernels.ops.conv2d import library, native, reference, triton
+from wat_kernels.ops.conv2d import cuda, library, native, reference, triton
 from wat_kernels.ops.conv2d.geometry import output_size, pair, resolve_padding
 from wat_kernels.tap_table import TapTable
 
-# In the order in which `auto` asks. It does not get as far as triton, which no GPU has run yet: once one has passed the
-# checks of tests/triton, triton comes first.
-BACKENDS = {"native": native, "library": library, "triton": triton, "reference": reference}
+# In the order in which `auto` asks. It does not get as far as cuda and triton, which no GPU has run yet: once one has
+# passed the checks of tests/cuda and tests/triton, their lines come first (depthwise to cuda, the rest to triton).
+BACKENDS = {
+    "native": native,
+    "library": library,
+    "cuda": cuda,
+    "triton": triton,
+    "reference": reference,
+}
 
 
 def shadow_conv2d(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,11 +24,17 @@ from wat_kernels.checks import (
 from wat_kernels.draw import as_key
 from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise, TensorNoise
-from wat_kernels.ops.linear import library, native, reference, triton
+from wat_kernels.ops.linear import cuda, library, native, reference, triton
 
-# In the order in which `auto` asks. It does not get as far as triton, which no GPU has run yet: once one has passed the
-# checks of tests/triton, triton comes first.
-BACKENDS = {"native": native, "library": library, "triton": triton, "reference": reference}
+# In the order in which `auto` asks. It does not get as far as cuda and triton, which no GPU has run yet: once one has
+# passed the checks of tests/cuda and tests/triton, their lines come first (few rows to cuda, the rest to triton).
+BACKENDS = {
+    "native": native,
+    "library": library,
+    "cuda": cuda,
+    "triton": triton,
+    "reference": reference,
+}
 
 
 def shadow_linear(
@@ -102,6 +109,9 @@ def _plan(
     check_shadows(shadows, x.shape[0] if len(x.shape) > 1 else 1)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
     dtype = cast_dtype(cast_to, x.dtype)
-    call = dispatch.Call(x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code)
+    rows = math.prod(x.shape[:-1])
+    call = dispatch.Call(
+        x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code, rows=rows
+    )
     chosen = dispatch.choose("shadow_linear", BACKENDS, backend, environment, call)
     return _Plan(chosen, (shadows, code, amount))

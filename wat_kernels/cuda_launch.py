@@ -1,0 +1,38 @@
+"""What the kernels of the compiled CUDA library need on the host: whether they run on a device, and its stream."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from wat_kernels.dispatch import Call
+from wat_kernels.extension import CUDA
+
+
+def refusal(call: Call) -> str:
+    """Why no kernel of the CUDA library runs this call, or an empty string."""
+    if not CUDA.available:
+        return CUDA.reason
+    if call.device != "cuda":
+        return f"x is on {call.device}; it runs on cuda"
+    if call.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"x is {call.dtype}; it computes in float32, float16 and bfloat16"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    return _device_refusal(torch.cuda.current_device())
+
+
+@cache
+def _device_refusal(device: int) -> str:
+    reason = torch.ops.wat_kernels.cuda_refusal(device)
+    return reason and f"its kernels do not run on cuda:{device}: {reason}"
+
+
+def stream_of(tensor: torch.Tensor) -> int:
+    """The address of the stream that torch uses now on the tensor's device.
+
+    It goes to the library as a number: what would ask for it in C++ is in libtorch_cuda, which the library is not linked
+    to, so that it loads under a torch without CUDA.
+    """
+    return torch.cuda.current_stream(tensor.device).cuda_stream
