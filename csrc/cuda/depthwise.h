@@ -5,7 +5,10 @@
 
 namespace wat {
 
-// Launches on `stream` of `device`. Returns nullptr, or the reason of a failure in the words of the CUDA runtime.
-const char* launch_depthwise(const DepthwiseProblem& p, const DepthwiseChoice& choice, bool weight, int device, void* stream);
+// Fills what is left open in `p` (depthwise_plan.h). `weight`: it is for the weight gradient.
+DepthwiseChoice prepare_depthwise(DepthwiseProblem& p, bool weight, int64_t multiprocessors);
+
+// Launches on the stream of this address. The message of an error, or nullptr.
+const char* launch_depthwise(const DepthwiseProblem& p, const DepthwiseChoice& choice, bool weight, int device, uintptr_t stream);
 
 }  // namespace wat

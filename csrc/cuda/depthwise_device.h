@@ -11,6 +11,7 @@ namespace wat {
 #define WAT_PRAGMA(text) _Pragma(#text)
 #define WAT_UNROLL_BY(n) WAT_PRAGMA(unroll n)
 #define WAT_DEVICE_MEMBER __device__ __forceinline__
+#define WAT_GRID_CONSTANT __grid_constant__
 
 WAT_DEVICE void copy16(char* to, const char* from, bool valid) {
   const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
@@ -36,6 +37,7 @@ WAT_DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) { return __umulhi(a, b
 #else
 #define WAT_UNROLL_BY(n)
 #define WAT_DEVICE_MEMBER inline
+#define WAT_GRID_CONSTANT
 
 WAT_DEVICE void copy16(char* to, const char* from, bool valid) {
   if (valid) memcpy(to, from, 16);

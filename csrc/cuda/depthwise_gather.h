@@ -152,7 +152,7 @@ WAT_DEVICE void gather_strip(const DepthwiseProblem& p, const DepthwiseBlock& bl
           *reinterpret_cast<uint32_t*>(at) = low | high << 16;
         }
       } else {
-        char* const at = target + (row * p.result.width + column) * kElement;
+        char* const at = target + (row * p.result.width + column) * p.element;
         write_number(at, 0, p.scalar, sum[r][j][0]);
         if (2 * pair + 1 < block.channels) write_number(at + p.result.pitch, 0, p.scalar, sum[r][j][1]);
       }

@@ -120,7 +120,7 @@ inline int32_t strip_rows(const DepthwiseChoice& choice) { return choice.stride 
 inline void plan_tile(DepthwiseProblem& p, const DepthwiseChoice& choice, int64_t rows, int64_t columns, bool weight) {
   const int32_t unit_h = p.vertical.classes * strip_rows(choice), unit_w = p.horizontal.classes * kStripColumns;
   const auto cut = [](int32_t size, int64_t most, int32_t unit, int32_t* tile, int32_t* tiles) {
-    *tiles = parts_of(size, std::max<int64_t>(unit, most / unit * unit));
+    *tiles = most >= size ? 1 : parts_of(size, std::max<int64_t>(unit, most / unit * unit));
     *tile = static_cast<int32_t>(up(parts_of(size, *tiles), unit));
     *tiles = parts_of(size, *tile);
   };

@@ -145,7 +145,8 @@ WAT_DEVICE void unstage(const DepthwiseProblem& p, const DepthwiseImage& image, 
   }
 }
 
-// Reads two neighbouring channels of a staged tile; positions count from the tile's beginning.
+// Reads two neighbouring channels of a staged tile; positions count from the tile's beginning. kElement is 0 where the size
+// of an element is known at run time only: contiguous images, which are read element by element anyway.
 template <int kElement, bool kLast>
 struct TileReader {
   const char* start;  // the pair's first channel at the tile's first position
@@ -163,10 +164,10 @@ struct TileReader {
       row_bytes = image.columns * image.pitch;
     } else {
       const RowRange rows = row_range(image, tile);
-      row_bytes = image.width * kElement;
-      column_bytes = kElement;
+      row_bytes = image.width * p.element;
+      column_bytes = p.element;
       start = tile_memory + misalignment(run_address(p, image, block, tile)) + 2 * pair * image.pitch +
-              (tile.row - rows.first) * row_bytes + tile.column * kElement;
+              (tile.row - rows.first) * row_bytes + tile.column * p.element;
       second = 2 * pair + 1 < block.channels ? image.pitch : 0;
       row_low = rows.first - tile.row;
       row_high = row_low + rows.count;
@@ -198,24 +199,28 @@ struct TileReader {
       convert(bits, values);
     } else {
       const bool row_exists = row >= row_low && row < row_high;
-      uint32_t bits[kCount];
-      WAT_UNROLL
-      for (int i = 0; i < kCount; ++i) {
+      const auto exists = [&](int i) {
         const int32_t position = column + i * step;
-        const bool exists = row_exists && position >= column_low && position < column_high;
-        const char* const from = at + i * bytes;
-        if constexpr (kElement == 4) {
-          values[i][0] = exists ? *reinterpret_cast<const float*>(from) : 0.0f;
-          values[i][1] = exists ? *reinterpret_cast<const float*>(from + second) : 0.0f;
-        } else {
+        return row_exists && position >= column_low && position < column_high;
+      };
+      if (column_bytes == 4) {
+        WAT_UNROLL
+        for (int i = 0; i < kCount; ++i) {
+          values[i][0] = exists(i) ? *reinterpret_cast<const float*>(at + i * bytes) : 0.0f;
+          values[i][1] = exists(i) ? *reinterpret_cast<const float*>(at + i * bytes + second) : 0.0f;
+        }
+      } else {
+        uint32_t bits[kCount];
+        WAT_UNROLL
+        for (int i = 0; i < kCount; ++i) {
           bits[i] = 0;
-          if (exists) {
-            bits[i] = *reinterpret_cast<const uint16_t*>(from) |
-                      static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(from + second)) << 16;
+          if (exists(i)) {
+            bits[i] = *reinterpret_cast<const uint16_t*>(at + i * bytes) |
+                      static_cast<uint32_t>(*reinterpret_cast<const uint16_t*>(at + i * bytes + second)) << 16;
           }
         }
+        convert(bits, values);
       }
-      if constexpr (kElement == 2) convert(bits, values);
     }
   }
 
