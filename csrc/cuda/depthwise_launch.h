@@ -15,7 +15,7 @@ alignas(128) static char shared_memory[kMostShared];
 // An instance is a size of elements (0 for either), a layout, a number of taps and a stride; everything else is decided at
 // run time, so that all of them are compiled in a minute.
 template <int kElement, bool kLast, int kTaps, int S>
-__global__ void __launch_bounds__(kDepthwiseThreads, 4) depthwise_gather(const WAT_GRID_CONSTANT DepthwiseProblem p) {
+__global__ void __launch_bounds__(kDepthwiseThreads, kTaps == 7 ? 3 : 4) depthwise_gather(const WAT_GRID_CONSTANT DepthwiseProblem p) {
   gather_block<kElement, kLast, kTaps, S>(p, blockIdx.x, shared_memory);
 }
 
