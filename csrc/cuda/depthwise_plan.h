@@ -143,7 +143,7 @@ inline void plan_channels(DepthwiseProblem& p, int64_t channels) {
   p.strips_at_once = kDepthwiseThreads / p.pairs;
 }
 
-// The tallest tile of at most `columns` that fits `shared` bytes: halves the rows until it does. False where none does.
+// The tallest tile of at most `columns` that fits `shared` bytes. False where none does.
 inline bool plan_tallest(DepthwiseProblem& p, const DepthwiseChoice& choice, int64_t columns, bool weight, int32_t shared) {
   for (int64_t rows = p.result.height;; rows = std::min<int64_t>(rows - 1, p.tile_rows - 1)) {
     plan_tile(p, choice, rows, columns, weight);
@@ -152,20 +152,33 @@ inline bool plan_tallest(DepthwiseProblem& p, const DepthwiseChoice& choice, int
   }
 }
 
-// Bytes that all tiles of an image copy in, halos included.
-inline int64_t copied(const DepthwiseProblem& p) { return int64_t{p.source.bytes} * p.tiles_h * p.tiles_w; }
+// Channels and tile of a channels_last image: runs of 128 bytes where halos then cost less than half of what is read anyway,
+// else of 128 or 64, whichever copies less, and of 32 only where nothing else fits. Tiles are wide or narrow, whichever has
+// the smaller halos.
+inline bool plan_channels_last(DepthwiseProblem& p, const DepthwiseChoice& choice, bool weight) {
+  double least = 1e30;
+  DepthwiseProblem best = p;
+  for (int32_t run = 128; run >= 32 && least > 1.5; run /= 2) {
+    if (run == 32 && least < 1e30) break;
+    const int64_t most = run / p.element;
+    plan_channels(p, up(parts_of(p.C, parts_of(p.C, most)), 8));
+    for (const int64_t columns : {16, 8}) {
+      if (!plan_tallest(p, choice, columns, weight, kWantedShared)) continue;
+      const double copied = static_cast<double>(p.source.rows) * p.source.columns * p.tiles_h * p.tiles_w;
+      const double ratio = copied / (static_cast<double>(p.source.height) * p.source.width);
+      if (ratio < least) least = ratio, best = p;
+    }
+  }
+  if (least < 1e30) {
+    p = best;
+    return true;
+  }
+  return plan_tallest(p, choice, 8, weight, kMostShared);
+}
 
 // Channels and tile for the kernels of `choice`; false where their tiles do not fit.
 inline bool plan_tiles(DepthwiseProblem& p, const DepthwiseChoice& choice, bool weight) {
-  if (p.channels_last) {
-    plan_channels(p, up(parts_of(p.C, parts_of(p.C, 64)), 8));
-    // wide or narrow tiles: those with the smaller halos
-    const bool wide = plan_tallest(p, choice, 16, weight, kWantedShared);
-    const int64_t cost = copied(p);
-    const bool narrow = plan_tallest(p, choice, 8, weight, kWantedShared);
-    if (wide && (!narrow || cost <= copied(p))) return plan_tallest(p, choice, 16, weight, kWantedShared);
-    return narrow || plan_tallest(p, choice, 1, weight, kMostShared);
-  }
+  if (p.channels_last) return plan_channels_last(p, choice, weight);
   // whole planes, as many as fill about 8 KiB; or bands of rows of two planes
   const int64_t plane = int64_t{p.element} * std::max<int64_t>(1, std::max(int64_t{p.source.height} * p.source.width,
                                                                          int64_t{p.result.height} * p.result.width));

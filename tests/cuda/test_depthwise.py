@@ -12,8 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.cuda.emulation import library
-from tests.native.test_conv2d_native import LAYOUTS, NOISES, Case, arguments_of, dy_of, expected, layout, mixed_table
-from tests.native.test_conv2d_native import plain_case, tables
+from tests.native.test_conv2d_native import (
+    LAYOUTS,
+    NOISES,
+    Case,
+    arguments_of,
+    dy_of,
+    expected,
+    layout,
+    mixed_table,
+    plain_case,
+    tables,
+)
 from wat_kernels import Noise, TapTable, philox
 from wat_kernels.dispatch import Call
 from wat_kernels.extension import CUDA

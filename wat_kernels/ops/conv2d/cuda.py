@@ -103,9 +103,7 @@ def _bwd(
     dx = torch.empty_like(x, memory_format=form) if needs_x else x.new_empty(0)
     if dx.numel():
         if dy.numel():
-            torch.ops.wat_kernels.cuda_depthwise_gather(
-                dy, weight_read, None, gain_read, *draw, dx, True, *_device(x)
-            )
+            torch.ops.wat_kernels.cuda_depthwise_gather(dy, weight_read, None, gain_read, *draw, dx, True, *_device(x))
         else:
             dx.zero_()
     dweight = torch.empty_like(weight_read) if needs_weight else None
@@ -115,7 +113,16 @@ def _bwd(
         if dy.numel():
             arrived = arrivals(x.device, x.shape[1])
             torch.ops.wat_kernels.cuda_depthwise_weight(
-                dy, _in_format(x, form), weight_read, gain_read, *draw, dweight, dbias, per_channel, arrived, *_device(x)
+                dy,
+                _in_format(x, form),
+                weight_read,
+                gain_read,
+                *draw,
+                dweight,
+                dbias,
+                per_channel,
+                arrived,
+                *_device(x),
             )
         else:
             for gradient in (dweight, dbias, per_channel):
