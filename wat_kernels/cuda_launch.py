@@ -36,3 +36,8 @@ def stream_of(tensor: torch.Tensor) -> int:
     to, so that it loads under a torch without CUDA.
     """
     return torch.cuda.current_stream(tensor.device).cuda_stream
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

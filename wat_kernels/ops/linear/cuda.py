@@ -7,12 +7,11 @@ allocates what they write.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from wat_kernels.cuda_launch import refusal, stream_of
+from wat_kernels.cuda_launch import multiprocessors, refusal, stream_of
 from wat_kernels.dispatch import Call
 from wat_kernels.torch_library import LIBRARY, implement
 
@@ -107,11 +106,6 @@ def splits_of(out_features: int, in_features: int, multiprocessors: int) -> int:
     """
     blocks = -(-in_features // 64)
     return max(1, min(2 * multiprocessors // blocks, -(-out_features // 128), 8))
-
-
-@cache
-def multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 implement("shadow_linear", "cuda", _fwd, "CUDA")
