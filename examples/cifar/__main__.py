@@ -91,7 +91,7 @@ def _prepare(arguments: argparse.Namespace) -> _Job:
     settings = {"data": data.name, "images": len(data.train.labels)}
     settings |= {name: getattr(arguments, name) for name in _DECISIVE}
     torch.manual_seed(arguments.seed)
-    model = _model(arguments, len(data.classes)).to(device, memory_format=torch.channels_last)
+    model = _model(arguments, len(data.classes)).to(device).to(memory_format=torch.channels_last)
     normalization = Normalization(data.train)
     training = Training(
         model,

@@ -116,7 +116,10 @@ def _read(archive: tarfile.TarFile) -> Cifar:
         raise ArchiveError(f"holds no {wanted}: not an archive of CIFAR-10 or CIFAR-100, python version")
 
     def member(name: str) -> dict:
-        loaded = _Unpickler(archive.extractfile(f"{release.folder}/{name}"), encoding="bytes").load()
+        file = archive.extractfile(f"{release.folder}/{name}")
+        if file is None:
+            raise ArchiveError(f"{release.folder}/{name} is not a file")
+        loaded = _Unpickler(file, encoding="bytes").load()
         if not isinstance(loaded, dict):
             raise ArchiveError(f"{release.folder}/{name} holds a {type(loaded).__name__}, not a dict")
         return loaded

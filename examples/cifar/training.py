@@ -6,6 +6,7 @@ import os
 import pickle
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +62,7 @@ class Training:
         """One step; at the end of an epoch also its record. Returns whether an epoch has ended."""
         start = time.perf_counter()
         x, y = self.batches.next()
-        rate = self.schedule.get_last_lr()[0]
+        rate = float(self.schedule.get_last_lr()[0])
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._recipe.autocasts(self._device)):
             logits = self.model(x)
         loss = F.cross_entropy(logits.float(), y, label_smoothing=self._recipe.label_smoothing)
@@ -153,5 +154,5 @@ def accuracy(model: nn.Module, images: Images, normalization: Normalization) -> 
     return 100 * int(right) / len(images.labels)
 
 
-def _on_cpu(value: object) -> object:
+def _on_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value

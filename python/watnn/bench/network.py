@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,8 @@ class Variant(NamedTuple):
     """
 
     transform: GridTransform
-    draw: Callable[[int], object]
-    apply: Callable[[Tensor, object], Tensor]
+    draw: Callable[[int], Any]
+    apply: Callable[[Tensor, Any], Tensor]
     example: Callable[[int], tuple[object, Tensor]]
 
 
@@ -66,7 +66,8 @@ def contenders(name: str, batch: int, options: Options) -> list[Contender]:
         torch.manual_seed(0)
         model = network.build(num_classes=_CLASSES)
         x, y = torch.randn(batch, 3, 32, 32), torch.randint(_CLASSES, (batch,))
-    x, model = (tensor.to(options.device, options.dtype, memory_format=torch.channels_last) for tensor in (x, model))
+    model = model.to(options.device, options.dtype).to(memory_format=torch.channels_last)
+    x = x.to(options.device, options.dtype, memory_format=torch.channels_last)
     y = y.to(options.device)
     found = [
         _ours(network, model, variant, backend, x, y, options) for backend in options.backends for variant in VARIANTS

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -23,7 +23,7 @@ class Network(NamedTuple):
     build: Callable[..., nn.Module]
     shadow_layers: tuple[str, ...]
 
-    def convert(self, model: nn.Module, transform: Transform, **keywords: object) -> nn.Module:
+    def convert(self, model: nn.Module, transform: Transform, **keywords: Any) -> nn.Module:
         """watnn.convert of what `build` made, where the paper applies WAT; keywords are those of watnn.convert."""
         return watnn.convert(model, transform, include=self.shadow_layers, **keywords)
 

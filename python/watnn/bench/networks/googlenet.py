@@ -66,12 +66,12 @@ class GoogLeNet(nn.Module):
         super().__init__()
         first, channels = scaled(64, width_multiplier), scaled(192, width_multiplier)
         self.stem = nn.Sequential(ConvBN(3, first, 3), ConvBN(first, first, 1), ConvBN(first, channels, 3))
-        inceptions = OrderedDict()
+        inceptions: OrderedDict[str, nn.Module] = OrderedDict()
         for name, widths in _INCEPTIONS.items():
             if name in _HALVED_BEFORE:
                 inceptions[f"halve{name}"] = nn.MaxPool2d(3, stride=2, padding=1)
-            inceptions[name] = Inception(channels, [scaled(width, width_multiplier) for width in widths])
-            channels = inceptions[name].out_channels
+            inceptions[name] = inception = Inception(channels, [scaled(width, width_multiplier) for width in widths])
+            channels = inception.out_channels
         self.inceptions = nn.Sequential(inceptions)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(0.4)

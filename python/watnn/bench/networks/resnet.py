@@ -23,7 +23,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1 = ConvBN(in_channels, out_channels, 3, stride)
         self.conv2 = ConvBN(out_channels, out_channels, 3, activation=None)
-        self.shortcut = nn.Identity()
+        self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or in_channels != out_channels:
             self.shortcut = ConvBN(in_channels, out_channels, 1, stride, activation=None)
 

@@ -19,9 +19,10 @@ class VGG16(nn.Module):
 
     def __init__(self, num_classes: int = 10, width_multiplier: float = 1.0):
         super().__init__()
-        channels, blocks = 3, OrderedDict()
+        channels = 3
+        blocks: OrderedDict[str, nn.Module] = OrderedDict()
         for number, (width, count) in enumerate(_BLOCKS, start=1):
-            block = OrderedDict()
+            block: OrderedDict[str, nn.Module] = OrderedDict()
             for index in range(1, count + 1):
                 block[f"conv{index}"] = ConvBN(channels, scaled(width, width_multiplier), 3)
                 channels = scaled(width, width_multiplier)
