@@ -207,6 +207,7 @@ def test_training_separates_what_is_separable(tmp_path, classes, recipe, transfo
     assert all(0.2 * aom < work < 0.95 * aom for work in dom)
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_plain_network_has_one_score(tmp_path, capsys):
     path = write_archive(tmp_path / "archive", 10)
     assert run(path, tmp_path / "out", "--transform", "none", "--epochs", "1") == 0
