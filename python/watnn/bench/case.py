@@ -63,6 +63,7 @@ class Contender:
     work:    by mode, averaged over the draws; {} where the limit of the machine is not asked for
     backend: what runs it, for our layers
     missing: why it cannot be measured here; then runs is empty
+    facts:   what is known without measuring, as fields of the row
     """
 
     role: str
@@ -72,6 +73,7 @@ class Contender:
     work: Mapping[str, Work] = field(default_factory=dict)
     backend: str = ""
     missing: str = ""
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

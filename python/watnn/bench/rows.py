@@ -63,6 +63,7 @@ class Row:
     limit_gflops, limit_gbytes: what the machine was measured to do in a second
     saved_bytes, peak_bytes: kept for backward; most memory in use in forward and backward above what was in use before
     saved_above_plain, peak_above_plain: the same less the plain layer's
+    shadow_share, expected_share, least_share: of a network's convolutions, see network.dom_shares
     note:                    why there are no numbers, where there are none
     """
 
@@ -96,6 +97,9 @@ class Row:
     peak_bytes: int | None = None
     saved_above_plain: int | None = None
     peak_above_plain: int | None = None
+    shadow_share: float | None = None
+    expected_share: float | None = None
+    least_share: float | None = None
     note: str = ""
     machine: str = ""
     cpu: str = ""

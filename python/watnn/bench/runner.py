@@ -205,5 +205,6 @@ def _row(case: Case, mode: str, contender: Contender, options: Options, environm
         curve=case.curve,
         at=case.at,
         note=contender.missing,
+        **contender.facts,
         **dataclasses.asdict(environment),
     )

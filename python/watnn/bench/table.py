@@ -26,6 +26,9 @@ def build_tables(rows: Sequence[Row]) -> RenderableType:
         title = f"\n{suite} ({backends})" if backends else f"\n{suite}"
         if timed:
             parts += [Text(title, style="bold"), _time_table(timed)]
+        if shares := {(row.case, row.variant): row for row in timed if row.shadow_share is not None}:
+            heading = Text(f"\n{suite}: FLOPs of the convolutions in DOM", style="bold")
+            parts += [heading, _shares_table(list(shares.values()))]
         if memory:
             parts += [Text(title, style="bold"), _memory_table(memory)]
         reasons = dict.fromkeys(row.note for row in chosen if row.note)
@@ -70,6 +73,15 @@ def _fill(
             table.add_row(Text(row.case, style="bold"))
         table.add_row(f"  {label(row)}", *cells(row))
         last = row.case
+
+
+def _shares_table(rows: Sequence[Row]) -> Table:
+    """What a DOM model saves, in shares of the plain network's: on average over the draws, and with the cheapest ones."""
+    table = _table("", "in shadow layers", "saved", "saved at most")
+    _fill(table, rows, lambda row: row.variant, lambda row: [
+        f"{abs(share):.1%}" for share in (row.shadow_share, 1 - row.expected_share, 1 - row.least_share)
+    ])  # fmt: skip
+    return table
 
 
 def bars_table(standings: Sequence[Standing]) -> Table:
