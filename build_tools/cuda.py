@@ -120,11 +120,19 @@ def architecture_flags() -> list[str]:
         known = run_nvcc(["--list-gpu-code"]).split()
         chosen = [(number, ptx) for number, ptx in chosen if f"sm_{number}" in known]
         chosen[-1] = (chosen[-1][0], True)
+    # From one intermediate code, the oldest: the kernels use nothing newer, and making it takes most of the time. Of
+    # entries as 9.0a, which nothing older can be compiled to, each has its own.
+    plain = [number for number, _ in chosen if number.isdigit()]
     flags = []
+    if plain:
+        oldest = min(plain, key=int)
+        codes = [f"sm_{number}" for number in plain]
+        codes += [f"compute_{oldest}"] if any(ptx for number, ptx in chosen if number.isdigit()) else []
+        flags += ["-gencode", f"arch=compute_{oldest},code=[{','.join(codes)}]"]
     for number, ptx in chosen:
-        flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
-        if ptx:
-            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"]
+        if not number.isdigit():
+            flags += ["-gencode", f"arch=compute_{number},code=sm_{number}"]
+            flags += ["-gencode", f"arch=compute_{number},code=compute_{number}"] if ptx else []
     return flags
 
 

@@ -11,16 +11,14 @@ from wat_kernels.extension import CUDA, Extension
 def test_a_list_of_architectures_as_torch_takes_it(monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a;12.0+PTX")
     assert cuda.architecture_flags()[1::2] == [
-        "arch=compute_80,code=sm_80",
+        "arch=compute_80,code=[sm_80,sm_120,compute_80]",
         "arch=compute_90a,code=sm_90a",
-        "arch=compute_120,code=sm_120",
-        "arch=compute_120,code=compute_120",
     ]
 
 
 def test_old_architectures_are_left_out_and_nonsense_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5;9.0")
-    assert cuda.architecture_flags() == ["-gencode", "arch=compute_90,code=sm_90"]
+    assert cuda.architecture_flags() == ["-gencode", "arch=compute_90,code=[sm_90]"]
     assert "not compiled for 7.5" in capsys.readouterr().err
     for value, message in (("7.0", "no architecture of 8.0 or newer"), ("Hopper", "accepted are entries as 9.0")):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", value)
