@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*/* build_tools/*.py) setup.py pyproject.toml
 
-.PHONY: demo test test-long sanitize lint format clean
+.PHONY: demo test test-long gpu-check sanitize lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/watnn demo
@@ -14,6 +14,10 @@ test: $(VENV)/installed lint
 
 test-long: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# on a machine with a GPU: tests, launches, compute-sanitizer, benchmark; writes benchmarks/results/<gpu>/
+gpu-check: $(VENV)/installed
+	$(BIN)/python -m benchmarks.gpu_check
 
 # the suite of the compiled backend under AddressSanitizer and UBSan, in a copy of the tree so that the library in use stays
 SANITIZE := build/sanitize

@@ -28,8 +28,6 @@ import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
-
-from benchmarks.gpu_facts import GPU_BACKENDS, bytes_beyond_results, kernels_of, layers
 from watnn.bench.case import Case, Options
 from watnn.bench.convolution import contenders
 from watnn.bench.rows import Environment, Row
@@ -39,6 +37,8 @@ from watnn.bench.store import Output, folder_name
 from watnn.bench.suites import linear as linear_suite
 from watnn.bench.suites.linear import NOISES
 from watnn.bench.verify import WrongResult
+
+from benchmarks.gpu_facts import GPU_BACKENDS, bytes_beyond_results, kernels_of, layers
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = ("tests", "sanitizer", "launches", "benchmark")
@@ -64,8 +64,12 @@ class Check:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", help="where to write (default %(default)s)")
-    parser.add_argument("--minutes", type=float, default=7.5, help="no new benchmark case after this (default %(default)s)")
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "benchmarks/results", help="where to write (default %(default)s)"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=7.5, help="no new benchmark case after this (default %(default)s)"
+    )
     parser.add_argument("--skip", nargs="*", choices=SECTIONS, default=[], help="sections to leave out")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
@@ -87,7 +91,9 @@ def main() -> int:
             for check in run():
                 found.append(check)
                 mark = "[green]ok[/]" if check.passed else "[red]FAILED[/]"
-                console.print(f"{mark} {check.section}: {check.what}: {check.found} (wanted {check.wanted}), {check.seconds:.0f} s")
+                console.print(
+                    f"{mark} {check.section}: {check.what}: {check.found} (wanted {check.wanted}), {check.seconds:.0f} s"
+                )
     _write(folder / "checks.csv", found)
     wrong = [] if "benchmark" in arguments.skip else benchmark(arguments.results, deadline, console)
     return 1 if wrong or not all(check.passed for check in found) else 0
@@ -108,7 +114,9 @@ def tests(folder: Path) -> Iterator[Check]:
 
 def sanitizer(folder: Path) -> Iterator[Check]:
     """memcheck and racecheck; every allocation is one of CUDA's own, so that its bounds are known."""
-    tool = shutil.which("compute-sanitizer") or str(Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/compute-sanitizer")
+    tool = shutil.which("compute-sanitizer") or str(
+        Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin/compute-sanitizer"
+    )
     if not Path(tool).exists():
         yield Check("sanitizer", "compute-sanitizer", "not found", "on PATH or in CUDA_HOME", False, 0.0)
         return
@@ -159,7 +167,7 @@ BARS = [
     *(Bar("linear", "dropconnect", mode, "plain", 1.15, 1.0) for mode in ("forward", "full")),
     *(Bar("linear", "multiplicative", mode, "plain", 1.5, 1.2) for mode in ("forward", "full")),
     *(Bar("linear", "multiplicative", mode, "compiled", 1.0, 0.9) for mode in ("forward", "full")),
-    *(Bar("few rows", noise, mode, "plain", 1.1, 1.0) for noise in NOISES for mode in ("forward", "full")),
+    *(Bar("few_rows", noise, mode, "plain", 1.1, 1.0) for noise in NOISES for mode in ("forward", "full")),
 ]
 
 
@@ -199,7 +207,7 @@ def _cases() -> Iterator[tuple[Case, Options]]:
             options = Options("cuda", torch.bfloat16, GPU_BACKENDS, compiled=False)
             yield Case("depthwise", str(shape), partial(contenders, shape, ("translate",))), options
         for inputs, outputs in [(1024, 1024), (4096, 4096), (8192, 8192), (4096, 1024)]:
-            for suite, rows in (("linear", 8 * batch), ("few rows", batch // 16)):
+            for suite, rows in (("linear", 8 * batch), ("few_rows", batch // 16)):
                 shape = linear_suite.Shape(inputs, outputs, rows)
                 options = Options("cuda", torch.bfloat16, GPU_BACKENDS, compiled=batch == 128)
                 yield Case(suite, str(shape), partial(linear_suite.contenders, shape), layout="row-major"), options
@@ -207,7 +215,9 @@ def _cases() -> Iterator[tuple[Case, Options]]:
 
 def _standings(rows: list[Row]) -> Table:
     """Each bar, for each backend: the geometric mean over its cases, and the best and the worst of them."""
-    table = Table("suite", "draws", "mode", "backend", "against", "cases", "ratio", "best to worst", "bar", "aim", box=box.SIMPLE)
+    table = Table(
+        "suite", "draws", "mode", "backend", "against", "cases", "ratio", "best to worst", "bar", "aim", box=box.SIMPLE
+    )
     for bar in BARS:
         for backend in GPU_BACKENDS:
             ratios = [

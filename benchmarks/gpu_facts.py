@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from watnn.transforms import WAT
 
 from wat_kernels import Noise, dispatch
 from wat_kernels.ops import conv2d, linear
-from watnn.transforms import WAT
 
 GPU_BACKENDS = ("cuda", "triton")
 _WARM_UPS = 3  # compiling and tuning launch kernels of their own

@@ -33,7 +33,9 @@ def main() -> None:
         for moved in (None, grid):
             for noise in _NOISES:
                 x, weight, bias, gain = _leaf(6, 72, dtype=dtype), _leaf(40, 72, dtype=dtype), _leaf(40, dtype=dtype), _leaf(dtype=dtype)  # fmt: skip
-                call = dispatch.Call("cuda", dtype, in_channels=72, out_channels=40, noise=noise.code if noise else 0, rows=6)
+                call = dispatch.Call(
+                    "cuda", dtype, in_channels=72, out_channels=40, noise=noise.code if noise else 0, rows=6
+                )
                 for backend in accepting(linear.BACKENDS, call):
                     y = shadow_linear(
                         x, weight, bias, gain=gain, grid=moved, key=calls, noise=noise, shadows=2, backend=backend

@@ -40,10 +40,10 @@ class Tensors(NamedTuple):
 
     @classmethod
     def of(cls, shape: Shape, device: str, dtype: torch.dtype) -> Tensors:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
 
         def normal(*size: int) -> Tensor:
-            return torch.randn(size, generator=generator).to(device, dtype)
+            return torch.randn(size, generator=generator, device=device).to(dtype)
 
         activations = (shape.batch, shape.channels, shape.image, shape.image)
         x, dy = (normal(*activations).contiguous(memory_format=torch.channels_last) for _ in range(2))

@@ -46,10 +46,10 @@ def cases() -> list[Case]:
 
 def contenders(shape: Shape, options: Options) -> list[Contender]:
     """Everything that is measured for one shape, ours first; a baseline with noise has a fresh draw each call."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(options.device).manual_seed(0)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator).to(options.device, options.dtype)
+        return torch.randn(size, generator=generator, device=options.device).to(options.dtype)
 
     weight = normal(shape.outputs, shape.inputs) / shape.inputs**0.5
     leaves = [tensor.requires_grad_() for tensor in (normal(shape.rows, shape.inputs), weight, normal(shape.outputs))]
@@ -80,8 +80,9 @@ def _layer(
     noise = NOISES[variant]
     outputs, inputs = leaves[1].shape
     call = dispatch.Call(
-        torch.device(options.device).type, options.dtype, in_channels=inputs, out_channels=outputs, noise=noise.code
-    )
+        torch.device(options.device).type, options.dtype, in_channels=inputs, out_channels=outputs, noise=noise.code,
+        rows=len(dy),
+    )  # fmt: skip
     try:
         chosen = dispatch.choose("shadow_linear", BACKENDS, backend, dispatch.environment(), call)
     except RuntimeError as error:
