@@ -46,6 +46,25 @@ def test_the_recalibration_runs():
     torch.testing.assert_close(model[1].running_mean, F.conv2d(x, model[0].weight, model[0].bias).mean((0, 2, 3)))
 
 
+def test_the_schedule_and_the_ensemble_run():
+    model, x = (
+        watnn.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 4)), WAT()),
+        torch.randn(2, 3, 4, 4),
+    )
+    names = {"watnn": watnn, "model": model, "x": x, "train": lambda m: m(x).sum().backward()}
+    exec(BLOCKS[3], names)
+    torch.testing.assert_close(names["mean"].sum(1), torch.ones(2))
+    assert names["std"].max() > 0 and names["schedule"].get_last_strength() == 0.0
+
+
+def test_the_training_script_runs():
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)), torch.randn(2, 3, 8, 8)
+    before = model[0].weight.detach().clone()
+    names = {"watnn": watnn, "torch": torch, "WAT": WAT, "model": model, "x": x}
+    exec(BLOCKS[4], names)
+    assert not torch.equal(names["model"][0].weight, before) and names["loss"].dtype == torch.bfloat16
+
+
 def test_every_environment_variable_is_named_in_both_places():
     from watnn.info import _ENVIRONMENT
 
