@@ -76,6 +76,7 @@ def main() -> int:
         print("gpu_check: torch finds no GPU here; nothing was checked", file=sys.stderr)
         return 2
     deadline = time.monotonic() + 60 * arguments.minutes
+    torch.backends.cudnn.benchmark = True  # the plain layer at its best
     name = torch.cuda.get_device_name()
     folder = arguments.results / folder_name(name)
     folder.mkdir(parents=True, exist_ok=True)
