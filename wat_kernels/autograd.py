@@ -50,12 +50,12 @@ def _transformed(
     return _TransformedShadow.apply(op, backend, x, weight, bias, gain, key, arguments)
 
 
-def _overload(op: str, backend: str, arguments: tuple):
+def _overload(op: str, backend: str, arguments: tuple) -> Any:
     scaled = SCALED if isinstance(arguments[-1], Tensor) else ""  # the last is the amount of the noise
     return getattr(getattr(torch.ops.wat_kernels, op + scaled), backend)
 
 
-def _reference(op: str, *arguments) -> Tensor:
+def _reference(op: str, *arguments: Any) -> Tensor:
     """The reference as the operations that it is made of, for torch.func to transform each of them."""
     return _overload(op, "reference", arguments).decompose(*arguments)
 
@@ -108,7 +108,7 @@ class _ShadowBackward(torch.autograd.Function):
             dy, x, weight, gain = _in_place_of(inputs, present)
             return _reference_grads(ctx.op, dy, x, weight, gain, key, ctx.arguments, ctx.mask)
 
-        _, pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))
+        pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))[1]
         found = pull(tuple(gg for gg, asked in zip(grad_grads, ctx.mask, strict=True) if asked))
         return None, None, *_in_place_of(inputs, found), None, None, None
 
@@ -141,14 +141,14 @@ def _reference_grads(
 
 
 class _TransformedShadow(_Shadow):
-    """_Shadow in the form that torch.func can transform.
+    """_Shadow in the form that torch.func can transform: forward without ctx, which setup_context gets.
 
     Not the form of every call: torch binds the arguments of this one by their signature, which takes longer than the
     forward of a small layer.
     """
 
     @staticmethod
-    def forward(op, backend, x, weight, bias, gain, key, arguments):
+    def forward(op, backend, x, weight, bias, gain, key, arguments):  # type: ignore[override]
         return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
 
     @staticmethod
@@ -165,7 +165,7 @@ class _TransformedBackward(_ShadowBackward):
     """_ShadowBackward in the form that torch.func can transform."""
 
     @staticmethod
-    def forward(op, backend, dy, x, weight, gain, key, arguments, mask):
+    def forward(op, backend, dy, x, weight, gain, key, arguments, mask):  # type: ignore[override]
         return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
 
     @staticmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from wat_kernels.noise import Noise, TensorNoise
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+Plan = TypeVar("Plan")
 
 
 class Meta(NamedTuple):
@@ -24,7 +25,9 @@ class Meta(NamedTuple):
     device: torch.device
 
 
-def metas_of(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> tuple[Meta | None, ...]:
+def metas_of(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None
+) -> tuple[Meta, Meta, Meta | None, Meta | None]:
     """The four metas; TypeError for what is neither a tensor nor an absent bias or gain, or a weight of another layout."""
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
         name, value = ("weight", weight) if isinstance(x, Tensor) else ("x", x)
@@ -45,7 +48,7 @@ def metas_of(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None
     )
 
 
-def once(plan: Callable) -> Callable:
+def once(plan: Callable[..., Plan]) -> Callable[..., Plan]:
     """`plan`, which checks a call by its shapes and settings alone, run once for each such call.
 
     On a small layer the checks would cost more than the convolution.
@@ -53,7 +56,7 @@ def once(plan: Callable) -> Callable:
     remembered = functools.lru_cache(maxsize=4096, typed=True)(plan)
 
     @functools.wraps(plan)
-    def call(*arguments):
+    def call(*arguments: Any) -> Plan:
         if not torch.compiler.is_compiling():
             try:
                 return remembered(*arguments)
@@ -115,11 +118,14 @@ def check_noise(noise: Noise | TensorNoise | None) -> None:
         raise TypeError(f"noise is {type(noise).__name__}; accepted is wat_kernels.Noise or None")
 
 
-def cast(cast_to: torch.dtype | None, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+def cast(
+    cast_to: torch.dtype | None, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The tensors in autocast's dtype, as torch does for its own convolutions and matmuls; fp64 stays fp64."""
     if cast_to is None:
-        return tensors
-    return tuple(None if tensor is None else tensor.to(cast_dtype(cast_to, tensor.dtype)) for tensor in tensors)
+        return x, weight, bias
+    x, weight = x.to(cast_dtype(cast_to, x.dtype)), weight.to(cast_dtype(cast_to, weight.dtype))
+    return x, weight, None if bias is None else bias.to(cast_dtype(cast_to, bias.dtype))
 
 
 def cast_dtype(cast_to: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,19 +28,23 @@ from wat_kernels.ops import conv2d, linear  # noqa: F401  (the ops are defined b
 from wat_kernels.torch_library import SCALED
 
 
-def _conv2d(x, weight, bias, gain, key, thresholds, taps, taps_t, *rest, out_val: Tensor) -> int:
+def _conv2d(*arguments: Any, out_val: Tensor) -> int:
+    _, weight, _, _, key, thresholds, taps, _, *rest = arguments
     return _conv2d_pass(out_val, weight, key, thresholds, taps, shadows=rest[4])
 
 
-def _conv2d_bwd(dy, x, weight, gain, key, thresholds, taps, taps_t, *rest, out_val: object) -> int:
+def _conv2d_bwd(*arguments: Any, out_val: object) -> int:
+    dy, _, weight, _, key, thresholds, taps, _, *rest = arguments
     return _passes(rest[-1]) * _conv2d_pass(dy, weight, key, thresholds, taps, shadows=rest[4])
 
 
-def _linear(x, weight, bias, gain, key, thresholds, grid, shadows, *rest, out_val: Tensor) -> int:
+def _linear(*arguments: Any, out_val: Tensor) -> int:
+    x, weight, _, _, key, thresholds, grid, shadows, *_ = arguments
     return _linear_pass(x, weight, key, thresholds, grid, shadows)
 
 
-def _linear_bwd(dy, x, weight, gain, key, thresholds, grid, shadows, *rest, out_val: object) -> int:
+def _linear_bwd(*arguments: Any, out_val: object) -> int:
+    _, x, weight, _, key, thresholds, grid, shadows, *rest = arguments
     return _passes(rest[-1]) * _linear_pass(x, weight, key, thresholds, grid, shadows)
 
 

@@ -7,7 +7,7 @@ integers and a kernel reads the plain weight at other addresses.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,7 +100,7 @@ class MatrixGrid:
     def __reduce__(self):
         return type(self), (self.rows, self.probabilities, self.shape)
 
-    def __deepcopy__(self, memo) -> MatrixGrid:
+    def __deepcopy__(self, memo: dict[int, Any]) -> MatrixGrid:
         return self  # immutable
 
 

@@ -8,8 +8,9 @@ draws what it drew before.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 from wat_kernels.default_device import on_cpu
 from wat_kernels.matrix_grid import MatrixGrid, MatrixGridTensors
 from wat_kernels.tap_table import TableTensors, TapTable, _to_ell
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 def check_strength(strength: float) -> float:
@@ -75,11 +79,12 @@ class _Mixture:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.of!r}, strength={self.strength:g})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable, tuple[Any, ...]]:
         return type(self), (self.of, self.strength)
 
-    def __deepcopy__(self, memo):
-        return type(self)(self.of, self.strength)
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        make, arguments = self.__reduce__()
+        return make(*arguments)
 
 
 class MixedTable(_Mixture, TapTable):

@@ -13,6 +13,7 @@ Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,8 +26,10 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 
+Words: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
 
-def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+
+def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Words:
     """Ten rounds of Philox4x32.
 
     counter: four int64 tensors that broadcast together, each value in [0, 2**32)
@@ -40,7 +43,8 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
         high1, low1 = _multiply_32x32(_MULTIPLIERS[1], c2)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + _WEYL[0]) & _MASK32, (k1 + _WEYL[1]) & _MASK32
-    return torch.broadcast_tensors(c0, c1, c2, c3)
+    c0, c1, c2, c3 = torch.broadcast_tensors(c0, c1, c2, c3)
+    return c0, c1, c2, c3
 
 
 def _multiply_32x32(a: int, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,7 +60,7 @@ def split_key(key: Tensor) -> tuple[Tensor, Tensor]:
     return key & _MASK32, (key >> 32) & _MASK32
 
 
-def row_words(key: Tensor, shadows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def row_words(key: Tensor, shadows: int) -> Words:
     """The four words of the row draw of each shadow: counter (0, 0, shadow, 0).
 
     key: () int64. Returns four (shadows,) int64 tensors in [0, 2**32).
@@ -66,7 +70,7 @@ def row_words(key: Tensor, shadows: int) -> tuple[Tensor, Tensor, Tensor, Tensor
     return philox4x32((zero, zero, shadow, zero + PURPOSE_ROW), split_key(key))
 
 
-def _noise_words(key: Tensor, shadows: int, blocks: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _noise_words(key: Tensor, shadows: int, blocks: int) -> Words:
     """Words of the first `blocks` noise blocks of every shadow: four (shadows, blocks) int64 tensors."""
     block = torch.arange(blocks, device=key.device)
     shadow = torch.arange(shadows, device=key.device).unsqueeze(1)

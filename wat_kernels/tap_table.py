@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -129,7 +129,7 @@ class TapTable:
     def __reduce__(self):
         return type(self), (self.maps, self.probabilities, self.kernel_size)
 
-    def __deepcopy__(self, memo) -> TapTable:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TapTable:
         return self  # immutable
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
+from typing import Any
 
 import torch
 import triton
@@ -26,7 +27,7 @@ class Tuned:
     fits:    whether a configuration suits a problem, of its sizes and the kernel's arguments by name
     """
 
-    def __init__(self, kernel, configs: Sequence[triton.Config], problem: Sequence[str], fits: Callable):
+    def __init__(self, kernel: Any, configs: Sequence[triton.Config], problem: Sequence[str], fits: Callable):
         self.kernel, self.configs, self._fits = kernel, list(configs), fits
         prune = {"early_config_prune": lambda configs, arguments, **_: self._suited(arguments)}
         self._tuner = triton.autotune(self.configs, key=list(problem), prune_configs_by=prune, cache_results=True)(

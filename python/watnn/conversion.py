@@ -6,14 +6,15 @@ import copy
 import fnmatch
 import logging
 from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from typing import Any, TypeAlias, overload
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from watnn.distributed import refuse_wrapped
-from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, shadow_layers
+from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, as_2d, shadow_layers
+from watnn.modes import Model
 from watnn.transforms import Transform
 
 logger = logging.getLogger("watnn")
@@ -29,7 +30,7 @@ _SHADOW_OF = {cls.torch_layer: cls for cls in SHADOW_CLASSES}
 
 
 def convert(
-    model: nn.Module,
+    model: Model,
     transform: Transform,
     *,
     include: Filter | Iterable[Filter] | None = None,
@@ -38,7 +39,7 @@ def convert(
     shadows: int = 1,
     backend: str = "auto",
     inplace: bool = False,
-) -> nn.Module:
+) -> Model:
     """A copy of `model` in which layers redraw their weight; with inplace=True, `model` itself (a bare layer is
     returned anew, sharing its Parameters).
 
@@ -85,6 +86,10 @@ def convert(
     return model
 
 
+@overload
+def revert(model: ShadowLayer) -> nn.Module: ...
+@overload
+def revert(model: Model) -> Model: ...
 def revert(model: nn.Module) -> nn.Module:
     """Plain torch layers again, in place: the same Parameters, with the gain folded into the weight.
 
@@ -126,7 +131,7 @@ def _check_revertible(name: str, layer: ShadowLayer) -> None:
         )
 
 
-def plain_layer(layer: ShadowLayer) -> nn.Module:
+def plain_layer(layer: ShadowLayer) -> Any:
     """The torch layer under a shadow layer, sharing its Parameters; the gain is not applied."""
     plain = adopt(layer, layer.torch_layer)
     plain._parameters.pop("gain", None)
@@ -153,11 +158,11 @@ def _keep_from_fusing(model: nn.Module) -> None:
     for module in model.modules():
         for cls, (name, off) in _FUSED.items():
             if isinstance(module, cls) and "_fused_as" not in vars(module) and shadow_layers(module):
-                module._fused_as = (name, getattr(module, name))
+                vars(module)["_fused_as"] = (name, getattr(module, name))
                 setattr(module, name, off)
 
 
-def replace_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> nn.Module:
+def replace_modules(model: nn.Module, replacements: dict[int, nn.Module]) -> Any:
     """Puts replacements[id(module)] at every place where `module` stands; returns the model or its own replacement."""
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
@@ -220,9 +225,10 @@ def _reason_to_leave(module: nn.Module, transform: Transform, named: bool) -> st
         return "the transform changes nothing"
     if cls is WATLinear:
         return None if named else "a grid transform; name it in include to move the whole matrix"
-    kernel = (1, *module.kernel_size) if len(module.kernel_size) == 1 else module.kernel_size
+    assert isinstance(module, nn.Conv1d | nn.Conv2d)
+    kernel = as_2d(module.kernel_size, 1)
     if transform.noise is None and transform.grid.tap_table(kernel).is_identity:
-        return f"the transform cannot change a {'x'.join(map(str, kernel))} kernel"
+        return f"the transform cannot change a {kernel[0]}x{kernel[1]} kernel"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Generic
 
 import torch
 import torch.distributed as dist
@@ -10,20 +11,20 @@ from torch import nn
 
 from watnn.keys import SharedKeys, fresh_key
 from watnn.layers import shadow_layers
-from watnn.modes import layer_keys
+from watnn.modes import Model, layer_keys
 
 
-class DrawSwitch:
+class DrawSwitch(Generic[Model]):
     """What `sync_draws` returns. As a `with` block it puts the earlier way of drawing back at the end."""
 
-    def __init__(self, model: nn.Module, keys: list[int]):
+    def __init__(self, model: Model, keys: list[int]):
         self._model = model
         self._before = [(layer, layer.shared_keys) for _, layer in shadow_layers(model)]
         for (layer, _), key in zip(self._before, keys, strict=True):
             device = torch.device("cpu") if layer.weight.is_meta else layer.weight.device
             layer.shared_keys = SharedKeys(key, device)
 
-    def __enter__(self) -> nn.Module:
+    def __enter__(self) -> Model:
         return self._model
 
     def __exit__(self, *exception: object) -> None:
@@ -31,7 +32,7 @@ class DrawSwitch:
             layer.shared_keys = shared_keys
 
 
-def sync_draws(model: nn.Module, key: int | None = None) -> DrawSwitch:
+def sync_draws(model: Model, key: int | None = None) -> DrawSwitch[Model]:
     """From now on all ranks draw the same SW at each forward of `model`, whatever the state of their generators.
 
     Without it, every rank draws its own, also where all ranks are seeded alike. A call switches for good,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ from wat_kernels.ops.conv2d.library import Rectangle, active_rectangle, cropped_
 from wat_kernels.ops.linear import reference as linear_reference
 from watnn.conversion import UNWRAP, plain_layer, replace_modules, revert
 from watnn.distributed import refuse_wrapped
-from watnn.layers import ShadowLayer, WATConv1d, WATLinear, shadow_layers
-from watnn.modes import layer_keys
+from watnn.layers import ShadowConv, ShadowLayer, WATConv1d, WATLinear, as_2d, shadow_layers
+from watnn.modes import Model, layer_keys
 
 
 def shadow_weight(layer: ShadowLayer, key: int | Tensor) -> Tensor:
@@ -32,9 +33,10 @@ def shadow_weight(layer: ShadowLayer, key: int | Tensor) -> Tensor:
     key = as_key(key, layer.weight.device)
     noise, amount = (layer.noise.code, layer.noise.amount) if layer.noise is not None else (0, 0.0)
     if isinstance(layer, WATLinear):
-        grid = (None, None) if layer.matrix_grid is None else layer.matrix_grid.on(layer.weight.device)
-        weights = linear_reference.shadow_weights(layer.weight, key, *grid, layer.shadows, noise, amount)
+        thresholds, rows = (None, None) if layer.matrix_grid is None else layer.matrix_grid.on(layer.weight.device)
+        weights = linear_reference.shadow_weights(layer.weight, key, thresholds, rows, layer.shadows, noise, amount)
     else:
+        assert isinstance(layer, ShadowConv)
         table = layer.tap_table.on(layer.weight.device)
         weights = conv_reference.shadow_weights(
             _as_2d(layer.weight), key, table.thresholds, table.taps, layer.shadows, noise, amount
@@ -43,6 +45,10 @@ def shadow_weight(layer: ShadowLayer, key: int | Tensor) -> Tensor:
     return weights if layer.shadows > 1 else weights[0]
 
 
+@overload
+def export(model: ShadowLayer, mode: str = "aom", key: int | None = None, *, crop: bool = True) -> nn.Module: ...
+@overload
+def export(model: Model, mode: str = "aom", key: int | None = None, *, crop: bool = True) -> Model: ...
 def export(model: nn.Module, mode: str = "aom", key: int | None = None, *, crop: bool = True) -> nn.Module:
     """A copy of `model` for inference, made of plain torch modules only, in eval().
 
@@ -102,8 +108,8 @@ def _bake_parametrizations(layer: ShadowLayer) -> None:
 
 
 def _dom_keys(layers: list[tuple[str, ShadowLayer]], key: int | None) -> list[int]:
-    current = [layer.dom_key for _, layer in layers]
-    if key is None and None not in current:
+    current = [layer.dom_key for _, layer in layers if layer.dom_key is not None]
+    if key is None and len(current) == len(layers):
         return current
     return layer_keys(int(draw_key()) if key is None else key, len(layers))
 
@@ -123,31 +129,28 @@ def _dom_layer(layer: ShadowLayer, key: int, crop: bool) -> nn.Module:
         if isinstance(layer, WATLinear) or not crop:
             plain.weight = nn.Parameter(weight.contiguous())
             return plain
+        assert isinstance(layer, ShadowConv)
         return _cropped(layer, plain, weight, dom_rectangle(layer, key))
 
 
-def dom_rectangle(layer: ShadowLayer, key: int) -> Rectangle | None:
+def dom_rectangle(layer: ShadowConv, key: int) -> Rectangle | None:
     """The rectangle of active taps of the first row that `key` draws for a convolution; None if no tap is active."""
     table = layer.tap_table.on(torch.device("cpu"))
     row = int(draw_rows_from(table.thresholds, as_key(key), layer.shadows)[0])
     return row_rectangle(layer, row)
 
 
-def row_rectangle(layer: ShadowLayer, row: int) -> Rectangle | None:
+def row_rectangle(layer: ShadowConv, row: int) -> Rectangle | None:
     """The rectangle of active taps of one row of a convolution's table."""
     line = layer.tap_table.on(torch.device("cpu")).taps[row]
-    return active_rectangle(line[1 : 1 + int(line[0])].tolist(), layer.tap_table.kernel_size)
+    return active_rectangle(line[1 : 1 + int(line[0])].tolist(), as_2d(layer.kernel_size, 1))
 
 
-def _cropped(layer: ShadowLayer, plain: nn.Module, weight: Tensor, rectangle: Rectangle | None) -> nn.Module:
+def _cropped(layer: ShadowConv, plain: Any, weight: Tensor, rectangle: Rectangle | None) -> nn.Module:
     """`plain` with the part of `weight` inside `rectangle`, and the padding that makes it give the same."""
     one_dimensional = isinstance(layer, WATConv1d)
-    kernel = layer.tap_table.kernel_size
-    dilation = (1, *layer.dilation) if one_dimensional else layer.dilation
-    stride = (1, *layer.stride) if one_dimensional else layer.stride
-    given = (
-        layer.padding if isinstance(layer.padding, str) else (0, *layer.padding) if one_dimensional else layer.padding
-    )
+    kernel, stride, dilation = as_2d(layer.kernel_size, 1), as_2d(layer.stride, 1), as_2d(layer.dilation, 1)
+    given = layer.padding if isinstance(layer.padding, str) else as_2d(layer.padding, 0)
     padding = resolve_padding(given, kernel, stride, dilation)
     modules: list[nn.Module] = []
     if layer.padding_mode != "zeros" and any(padding):

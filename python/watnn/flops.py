@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from wat_kernels.matrix_grid import mean_inside
 from watnn.export import dom_rectangle, row_rectangle
-from watnn.layers import ShadowLayer, WATLinear, shadow_layers
+from watnn.layers import ShadowConv, ShadowLayer, WATLinear, shadow_layers
 from watnn.modes import ModeSwitch, layer_keys
 
 
@@ -61,7 +61,7 @@ class ModelFlops:
                 f"{value:,.0f} ({value / row.dense:.0%})" if row.dense else "0"
                 for value in (row.expected, row.exported)
             ]
-            lines.append((row.name, row.layer, f"{row.dense:,}", *share))
+            lines.append((row.name, row.layer, f"{row.dense:,}", share[0], share[1]))
         widths = [max(len(line[column]) for line in lines) for column in range(5)]
         return "\n".join(
             "  ".join(
@@ -113,6 +113,7 @@ def _shares(module: nn.Module, key: int | None) -> tuple[float, float]:
         if grid is None:
             return 1.0, 1.0
         return mean_inside(grid.rows, grid.probabilities, module.weight.shape) / module.weight.numel(), 1.0
+    assert isinstance(module, ShadowConv)
     table = module.tap_table
     count = table.maps.shape[1]
     if key is not None:

@@ -8,8 +8,8 @@ Only `watnn.sync_draws` and `watnn.dom` with a key give a layer keys of its own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,11 @@ from wat_kernels.noise import TensorNoise
 from watnn.keys import SharedKeys, fresh_key
 from watnn.transforms import Transform
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+Layer = TypeVar("Layer", bound=nn.Module)
 GAINS = (None, "layer", "channel")
 MODES = ("auto", "aom", "dom")
 
@@ -40,10 +45,11 @@ class ShadowLayer(nn.Module):
                `watnn.auto`, `watnn.aom` and `watnn.dom`
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Any  # Tensor | None; torch's own layers do not agree on how to say so
     gain: nn.Parameter | None
     torch_layer: type[nn.Module]  # the layer this one stands in for
+    parametrizations: nn.ModuleDict  # where torch.nn.utils.parametrize has made one
     _strength = 1.0
     _scaled_noise: TensorNoise | None = None
 
@@ -76,7 +82,7 @@ class ShadowLayer(nn.Module):
         shadows: int = 1,
         backend: str = "auto",
         aom_gain: bool = True,
-    ):
+    ) -> Self:
         """A shadow layer with the Parameters, hooks and settings of `module`, which stays as it is.
 
         module: the torch layer that this class stands in for.
@@ -146,7 +152,7 @@ class ShadowLayer(nn.Module):
         device = torch.device("cpu") if self.weight.is_meta else self.weight.device
         self._dom_key: Tensor | None = None if key is None else torch.tensor(key, device=device)
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self.dom_key = self.dom_key  # where the weight is now
         return self
@@ -194,7 +200,15 @@ class ShadowLayer(nn.Module):
                 "quantize what watnn.export returns, where the gain is folded in"
             ) from error
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing_keys, *rest):
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        *rest: list[str],
+    ) -> None:
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
         if prefix + "gain" in missing_keys:  # the state of a torch layer: the gain keeps its value
             missing_keys.remove(prefix + "gain")
@@ -222,13 +236,20 @@ class ShadowLayer(nn.Module):
         raise NotImplementedError  # each layer: that table or grid, mixed with the identity
 
 
-class _ShadowConv(ShadowLayer):
+class ShadowConv(ShadowLayer):
     """What the convolutions share."""
 
     tap_table: TapTable
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: PaddingMode
+    _reversed_padding_repeated_twice: list[int]
 
     def _compile_transform(self, transform: Transform | None) -> None:
-        kernel = (1, *self.kernel_size) if len(self.kernel_size) == 1 else self.kernel_size
+        kernel = as_2d(self.kernel_size, 1)
         if transform is None or transform.grid is None:
             self.tap_table = TapTable.identity(kernel)
         else:
@@ -241,7 +262,7 @@ class _ShadowConv(ShadowLayer):
             self.tap_table = MixedTable(self.tap_table, strength)
 
 
-class WATConv2d(_ShadowConv, nn.Conv2d):
+class WATConv2d(ShadowConv, nn.Conv2d):
     """`nn.Conv2d` whose weight is redrawn at every forward. Source: WAT, arXiv 2405.19590.
 
     Takes nn.Conv2d's arguments and then, by keyword, those of ShadowLayer.
@@ -263,7 +284,7 @@ class WATConv2d(_ShadowConv, nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -292,7 +313,7 @@ class WATConv2d(_ShadowConv, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.computes_shadow:
             return self._conv_forward(input, self._plain_weight(), self.bias)
-        padding = self.padding
+        padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         return shadow_conv2d(
@@ -312,7 +333,7 @@ class WATConv2d(_ShadowConv, nn.Conv2d):
         )
 
 
-class WATConv1d(_ShadowConv, nn.Conv1d):
+class WATConv1d(ShadowConv, nn.Conv1d):
     """`nn.Conv1d` whose weight is redrawn at every forward: a 1 x k kernel of a 2-d convolution on images of height 1.
 
     Takes nn.Conv1d's arguments and then, by keyword, those of ShadowLayer.
@@ -332,7 +353,7 @@ class WATConv1d(_ShadowConv, nn.Conv1d):
         dilation: int | tuple[int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
         *,
@@ -363,7 +384,7 @@ class WATConv1d(_ShadowConv, nn.Conv1d):
             return self._conv_forward(input, self._plain_weight(), self.bias)
         if input.ndim not in (2, 3):
             raise ValueError(f"input has shape {tuple(input.shape)}; accepted is (N, C, L) or (C, L)")
-        padding = self.padding if isinstance(self.padding, str) else (0, *self.padding)
+        padding: str | int | tuple[int, ...] = self.padding if isinstance(self.padding, str) else as_2d(self.padding, 0)
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
         y = shadow_conv2d(
@@ -374,9 +395,9 @@ class WATConv1d(_ShadowConv, nn.Conv1d):
             key=self._key(input),
             gain=self.gain,
             noise=self._drawn_noise(),
-            stride=(1, *self.stride),
+            stride=as_2d(self.stride, 1),
             padding=padding,
-            dilation=(1, *self.dilation),
+            dilation=as_2d(self.dilation, 1),
             groups=self.groups,
             shadows=self.shadows,
             backend=self.backend,
@@ -424,7 +445,7 @@ class WATLinear(ShadowLayer, nn.Linear):
     def _mix(self, strength: float) -> None:
         if isinstance(self.matrix_grid, MixedGrid):
             self.matrix_grid.strength = strength
-        else:
+        elif self.matrix_grid is not None:
             self.matrix_grid = MixedGrid(self.matrix_grid, strength)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -443,10 +464,16 @@ class WATLinear(ShadowLayer, nn.Linear):
         )
 
 
+def as_2d(sizes: tuple[int, ...], first: int) -> tuple[int, int]:
+    """`sizes` of a convolution along its axes as those of a 2-d one; a 1-d one has images of height 1."""
+    height, width = sizes if len(sizes) == 2 else (first, *sizes)
+    return height, width
+
+
 SHADOW_CLASSES: Sequence[type[ShadowLayer]] = (WATConv2d, WATConv1d, WATLinear)
 
 
-def adopt(module: nn.Module, cls: type[nn.Module]) -> Any:
+def adopt(module: nn.Module, cls: type[Layer]) -> Layer:
     """A `cls` with everything `module` holds: the same Parameters, buffers, hooks and attributes."""
     layer = cls.__new__(cls)
     # the registries (of parameters, of hooks, ...) are copied so that what is added to one module stays off the other

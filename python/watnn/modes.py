@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
@@ -11,19 +12,20 @@ from wat_kernels import philox
 from wat_kernels.default_device import on_cpu
 from watnn.layers import shadow_layers
 
+Model = TypeVar("Model", bound=nn.Module)
 _PURPOSE_LAYER = 2  # counters (layer, 0, 0, 2): rows use purpose 0 and noise 1
 
 
-class ModeSwitch:
+class ModeSwitch(Generic[Model]):
     """What `auto`, `aom` and `dom` return. As a `with` block it puts the earlier modes back at the end."""
 
-    def __init__(self, model: nn.Module, mode: str, keys: list[int] | None):
+    def __init__(self, model: Model, mode: str, keys: list[int] | None):
         self._model = model
         self._before = [(layer, layer.mode, layer.dom_key) for _, layer in shadow_layers(model)]
         for index, (layer, _, _) in enumerate(self._before):
             layer.mode, layer.dom_key = mode, None if keys is None else keys[index]
 
-    def __enter__(self) -> nn.Module:
+    def __enter__(self) -> Model:
         return self._model
 
     def __exit__(self, *exception: object) -> None:
@@ -31,13 +33,13 @@ class ModeSwitch:
             layer.mode, layer.dom_key = mode, key
 
 
-def auto(model: nn.Module) -> ModeSwitch:
+def auto(model: Model) -> ModeSwitch[Model]:
     """The mode every layer starts in: SW, drawn anew, while training; PW in eval(). Warns as `aom` does."""
     _warn_without_layers(model)
     return ModeSwitch(model, "auto", None)
 
 
-def aom(model: nn.Module) -> ModeSwitch:
+def aom(model: Model) -> ModeSwitch[Model]:
     """Accuracy-oriented mode: every shadow layer computes with PW, also while training, until switched again.
 
     A call switches for good, `with watnn.aom(model):` for the block. A model without shadow layers computes with PW in any
@@ -47,7 +49,7 @@ def aom(model: nn.Module) -> ModeSwitch:
     return ModeSwitch(model, "aom", None)
 
 
-def dom(model: nn.Module, key: int | None = None) -> ModeSwitch:
+def dom(model: Model, key: int | None = None) -> ModeSwitch[Model]:
     """Desire-oriented mode: every shadow layer computes with SW, also in eval().
 
     key: None for a fresh draw at each forward; an int for the same SW every time. The first layer uses `key` itself,

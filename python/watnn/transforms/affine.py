@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, InitVar, dataclass
+from typing import cast
 
 import torch
+from torch import Tensor
 
 from wat_kernels.tap_table import TapTable
 from watnn.transforms import functional
@@ -68,6 +70,13 @@ class RandomAffine(GridTransform):
     def __repr__(self) -> str:
         return _repr_with_degrees(self)
 
+    @property
+    def _ranges(self) -> list[tuple[float, float]]:
+        """(low, high) of the angle, the scale, and the shear along x and y."""
+        shear = cast("tuple[float, ...] | None", self.shear) or ()
+        low_x, high_x, low_y, high_y = (*shear, *(0.0,) * (4 - len(shear)))
+        return [_low_high(self.degrees), self.scale or (1.0, 1.0), (low_x, high_x), (low_y, high_y)]
+
     def _build_table(self, size: tuple[int, int]) -> TapTable:
         (kh, kw), (fraction_x, fraction_y) = size, self.translate or (0.0, 0.0)
         shifts = [
@@ -75,7 +84,7 @@ class RandomAffine(GridTransform):
             for dy, py in shift_law(fraction_y * kh).items()
             for dx, px in shift_law(fraction_x * kw).items()
         ]
-        ranges = [self.degrees, self.scale or (1.0, 1.0), *_shear_ranges(self.shear)]
+        ranges = self._ranges
         varies = [low < high for low, high in ranges]
         if not any(varies):
             angle, scale, *shear = (low for low, _ in ranges)
@@ -87,11 +96,13 @@ class RandomAffine(GridTransform):
                 return table
         return self._sampled(size, ranges)
 
-    def _rotated(self, size: tuple[int, int], shifts: list, scale: float) -> TapTable | None:
+    def _rotated(
+        self, size: tuple[int, int], shifts: list[tuple[tuple[int, int], float]], scale: float
+    ) -> TapTable | None:
         """The exact law of a nearest-neighbour rotation at each shift; None where that has too many maps."""
         laws, rows = [], 0
         for shift, probability in shifts:
-            sources, probabilities = rotation_law(size, self.degrees, self.center, shift, scale)
+            sources, probabilities = rotation_law(size, self._ranges[0], self.center, shift, scale)
             laws.append((sources, probability * probabilities))
             rows += len(sources)
             if len(shifts) > 1 and rows > _MAX_EXACT_ROWS:
@@ -113,14 +124,21 @@ class RandomAffine(GridTransform):
         ]
         return TapTable(torch.stack(maps), [1 / self.num_maps] * self.num_maps, size)
 
-    def _map(self, size, angle, shift, scale, shear):
+    def _map(
+        self,
+        size: tuple[int, int],
+        angle: float,
+        shift: tuple[float, float],
+        scale: float,
+        shear: Sequence[float],
+    ) -> Tensor:
         # a move by whole taps copies them; bilinear weights would only add rounding errors
         moves_only = (angle, scale, *shear) == (0.0, 1.0, 0.0, 0.0)
         mode = "nearest" if moves_only else self.interpolation
         return functional.affine(size, angle, shift, scale, shear, mode, self.center)
 
     def _matrix_rows(self) -> list[tuple[float, MatrixRow]]:
-        if [self.degrees, self.scale or (1.0, 1.0), *_shear_ranges(self.shear)] != [(0, 0), (1, 1), (0, 0), (0, 0)]:
+        if self._ranges != [(0, 0), (1, 1), (0, 0), (0, 0)]:
             return super()._matrix_rows()
         fraction_x, fraction_y = self.translate or (0.0, 0.0)
         return [(1.0, MatrixRow(fraction_out=fraction_y, fraction_in=fraction_x))]
@@ -144,7 +162,7 @@ class RandomRotation(GridTransform):
     _: KW_ONLY
     num_maps: int = 256
 
-    def __post_init__(self, expand: bool):
+    def __post_init__(self, expand: bool) -> None:
         if expand is not False:
             raise ValueError(f"expand={expand!r}; accepted is False, a kernel keeps its size")
         put = object.__setattr__
@@ -157,7 +175,7 @@ class RandomRotation(GridTransform):
         return _repr_with_degrees(self)
 
     def _build_table(self, size: tuple[int, int]) -> TapTable:
-        low, high = self.degrees
+        low, high = _low_high(self.degrees)
         if low < high and self.interpolation == "nearest":
             # `affine` turns the other way
             sources, probabilities = rotation_law(size, (-high, -low), self.center)
@@ -169,6 +187,7 @@ class RandomRotation(GridTransform):
 
 
 def _checked_shear(shear: object) -> tuple[float, ...]:
+    ranges: tuple[float, ...]
     if isinstance(shear, Sequence) and len(shear) == 4:
         ranges = (*check_range("shear[0:2]", shear[:2]), *check_range("shear[2:4]", shear[2:]))
     elif isinstance(shear, Sequence) and not isinstance(shear, str) and len(shear) != 2:
@@ -181,12 +200,12 @@ def _checked_shear(shear: object) -> tuple[float, ...]:
     return ranges
 
 
-def _shear_ranges(shear: tuple[float, ...] | None) -> list[tuple[float, float]]:
-    low_x, high_x, low_y, high_y = ((shear or (0.0, 0.0)) + (0.0, 0.0))[:4]
-    return [(low_x, high_x), (low_y, high_y)]
+def _low_high(degrees: float | tuple[float, float]) -> tuple[float, float]:
+    """What __post_init__ has made of `degrees`."""
+    return cast("tuple[float, float]", degrees)
 
 
 def _repr_with_degrees(transform: RandomAffine | RandomRotation) -> str:
-    low, high = transform.degrees
+    low, high = _low_high(transform.degrees)
     text = GridTransform.__repr__(transform)
     return text.replace(f"degrees={_format((low, high))}", f"degrees={_format(high)}", 1) if low == -high else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -16,6 +16,7 @@ from watnn.transforms.checks import check_kernel_size, check_size
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from typing_extensions import Self
 
 
 class Transform:
@@ -43,16 +44,16 @@ class Transform:
     def __repr__(self) -> str:
         """A call that makes an equal transform. Arguments at their default are left out."""
         parts = []
-        for field in fields(self):
+        for field in fields(cast(Any, self)):  # the subclasses are dataclasses
             value = getattr(self, field.name)
             if field.default is MISSING or value != field.default:
                 parts.append(f"{field.name}={_format(value)}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
-    def __copy__(self):
+    def __copy__(self) -> Self:
         return self  # immutable
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
 
 

@@ -16,9 +16,10 @@ def check_number(
     accepted = _bounds(low, high, above)
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={value!r}; accepted is {accepted}")
-    if not (math.isfinite(value) and low <= value <= high and value > above):
+    number = float(value)
+    if not (math.isfinite(number) and low <= number <= high and number > above):
         raise ValueError(f"{name}={value!r}; accepted is {accepted}")
-    return float(value)
+    return number
 
 
 def check_numbers(name: str, value: object, count: int = 2, **bounds: float) -> tuple[float, ...]:
@@ -31,9 +32,15 @@ def check_numbers(name: str, value: object, count: int = 2, **bounds: float) -> 
     return tuple(check_number(f"{name}[{i}]", entry, **bounds) for i, entry in enumerate(value))
 
 
+def check_pair(name: str, value: object, **bounds: float) -> tuple[float, float]:
+    """Two finite floats, each within the bounds of check_number."""
+    first, second = check_numbers(name, value, 2, **bounds)
+    return first, second
+
+
 def check_range(name: str, value: object, **bounds: float) -> tuple[float, float]:
     """(low, high) with low <= high, both within the bounds of check_number."""
-    low, high = check_numbers(name, value, 2, **bounds)
+    low, high = check_pair(name, value, **bounds)
     if low > high:
         raise ValueError(f"{name}={value!r} is reversed; accepted is (low, high) with low <= high")
     return low, high
@@ -70,7 +77,7 @@ def check_interpolation(value: object) -> str:
 
 
 def check_center(value: object) -> tuple[float, float] | None:
-    return None if value is None else check_numbers("center", value)
+    return None if value is None else check_pair("center", value)
 
 
 def check_size(name: str, value: object, square: bool = False) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
@@ -82,14 +83,19 @@ class RandomApply(GridTransform):
         object.__setattr__(self, "p", check_probability("p", self.p))
 
     def __repr__(self) -> str:
-        return f"RandomApply({list(self.transforms)!r}, p={_format(self.p)})"
+        return f"RandomApply({list(self._several)!r}, p={_format(self.p)})"
+
+    @property
+    def _several(self) -> tuple[GridTransform, ...]:
+        """What __post_init__ has made of `transforms`."""
+        return cast("tuple[GridTransform, ...]", self.transforms)
 
     def _build_table(self, size: tuple[int, int]) -> TapTable:
-        applied = Compose(self.transforms).tap_table(size)
+        applied = Compose(self._several).tap_table(size)
         return TapTable.union([applied, TapTable.identity(size)], [self.p, 1 - self.p])
 
     def _matrix_rows(self) -> list[tuple[float, MatrixRow]]:
-        applied = Compose(self.transforms)._matrix_rows()
+        applied = Compose(self._several)._matrix_rows()
         return [*((self.p * p, row) for p, row in applied), (1 - self.p, MatrixRow())]
 
 
@@ -183,11 +189,11 @@ def _checked_transforms(owner: str, transforms: object) -> tuple[Transform, ...]
 
 
 def _checked_grids(owner: str, transforms: object) -> tuple[GridTransform, ...]:
-    transforms = _checked_transforms(owner, transforms)
-    for index, transform in enumerate(transforms):
+    checked = _checked_transforms(owner, transforms)
+    for index, transform in enumerate(checked):
         if transform.noise is not None:
             raise ValueError(
                 f"transforms[{index}]={transform!r} has noise; accepted by {owner} is grid transforms: "
                 "put the noise last in a Compose around it"
             )
-    return transforms
+    return cast("tuple[GridTransform, ...]", checked)  # what has no noise is one

@@ -34,5 +34,8 @@ class RandomResizedCrop(GridTransform):
 
     def _build_table(self, size: tuple[int, int]) -> TapTable:
         law = crop_law(size, self.scale, self.ratio)
-        maps = [functional.resized_crop(size, *crop, self.interpolation) for _, *crop in law]
+        maps = [
+            functional.resized_crop(size, top, left, height, width, self.interpolation)
+            for _, top, left, height, width in law
+        ]
         return TapTable(torch.stack(maps), [probability for probability, *_ in law], size)

@@ -25,7 +25,7 @@ from watnn.transforms.checks import (
     check_interpolation,
     check_kernel_size,
     check_number,
-    check_numbers,
+    check_pair,
     check_size,
 )
 
@@ -49,13 +49,12 @@ def affine(
     Returns (K, K) float32. Raises TypeError or ValueError for arguments out of range.
     """
     size = check_kernel_size(kernel_size)
-    shear = (shear, 0.0) if isinstance(shear, Real) else shear
     matrix = inverse_affine_matrix(
         centered(check_center(center), size),
         check_number("angle", angle),
-        check_numbers("translate", translate),
+        check_pair("translate", translate),
         check_number("scale", scale, above=0),
-        check_numbers("shear", shear),
+        check_pair("shear", (shear, 0.0) if isinstance(shear, Real) else shear),
     )
     return _sample(size, matrix, check_interpolation(interpolation))
 

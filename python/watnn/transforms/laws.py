@@ -58,13 +58,13 @@ def rotation_law(
         cosine = halfway / radius.unsqueeze(1)  # (K, steps + 1); NaN or infinite for a tap on the centre: none
         turn = torch.acos(cosine)
         critical += [(phase.unsqueeze(1) + turn), (phase.unsqueeze(1) - turn)]
-    critical = torch.cat([angles[angles.isfinite()] for angles in critical]) % (2 * math.pi)
+    turned = torch.cat([angles[angles.isfinite()] for angles in critical]) % (2 * math.pi)
 
     low, high = math.radians(degrees[0]), math.radians(degrees[1])
     turns = math.floor((high - low) / (2 * math.pi))
-    angles, lengths = _middles(critical, low, high - turns * 2 * math.pi)
+    angles, lengths = _middles(turned, low, high - turns * 2 * math.pi)
     if turns:
-        whole_angles, whole_lengths = _middles(critical, 0.0, 2 * math.pi)
+        whole_angles, whole_lengths = _middles(turned, 0.0, 2 * math.pi)
         angles, lengths = torch.cat([angles, whole_angles]), torch.cat([lengths, whole_lengths * turns])
 
     cos, sin = torch.cos(angles).unsqueeze(1), torch.sin(angles).unsqueeze(1)  # (R, 1)
@@ -142,7 +142,7 @@ def _try_probability(
     lower = [((width - 0.5) ** 2, -1), ((height - 0.5) ** 2, 1), (taps * scale[0], 0)]
     upper = [((width + 0.5) ** 2, -1), ((height + 0.5) ** 2, 1), (taps * scale[1], 0)]
 
-    def span(log_ratio: float):
+    def span(log_ratio: float) -> tuple[tuple[float, int], tuple[float, int], float]:
         """The highest lower curve and the lowest upper curve at a log ratio, and the distance between them."""
         floor = max(lower, key=lambda curve: _at(curve, log_ratio))
         ceiling = min(upper, key=lambda curve: _at(curve, log_ratio))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -57,6 +57,7 @@ def plot_table(transform: Transform, table: TapTable) -> Figure:
 def plot_noise(transform: Transform) -> Figure:
     """The density, or the two probabilities, of the factor that each weight is multiplied by."""
     noise = transform.noise
+    assert noise is not None  # of an elementwise noise there is one
     figure = _new_figure(4.6, 2.9)
     figure.suptitle(repr(transform), x=0.03, ha="left", fontsize=11, color=_INK, fontweight="bold")
     axes = figure.add_axes((0.1, 0.2, 0.86, 0.62))
@@ -125,7 +126,7 @@ def _draw_panel(
     width, height = figure.get_size_inches()
     (left, top), side = corner, 1.45
 
-    def text(x: float, y: float, content: str, **style) -> None:
+    def text(x: float, y: float, content: str, **style: Any) -> None:
         figure.text((left + x) / width, (top - y) / height, content, **style)
 
     def square(x: float) -> Axes:

@@ -128,12 +128,13 @@ def _bwd(
             for gradient in (dweight, dbias, per_channel):
                 if gradient is not None:
                     gradient.zero_()
-    if needs_weight and weight_read is not weight:
+    if dweight is not None and weight_read is not weight:
         dweight = torch.empty_like(weight).copy_(dweight)
     dgain = None
-    if needs_gain:
+    if per_channel is not None and gain is not None:
         dgain = (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)
-    return dx, *(x.new_empty(0) if gradient is None else gradient for gradient in (dweight, dbias, dgain))
+    dweight, dbias, dgain = (x.new_empty(0) if grad is None else grad for grad in (dweight, dbias, dgain))
+    return dx, dweight, dbias, dgain
 
 
 def _in_format(image: Tensor, form: torch.memory_format) -> Tensor:

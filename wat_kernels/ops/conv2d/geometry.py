@@ -16,12 +16,12 @@ def pair(value: int | Sequence[int], argument: str, least: int) -> tuple[int, in
     """`value` as two ints (one counts for both), or a ValueError that names the argument."""
     if not isinstance(value, int | Sequence) or isinstance(value, str):
         raise TypeError(f"{argument}={value!r}; accepted is an int or two ints, each >= {least}")
-    values = (value, value) if isinstance(value, int) else tuple(value)
+    values: tuple[int, ...] = (value, value) if isinstance(value, int) else tuple(value)
     if len(values) == 1:
         values = values * 2
     if len(values) != 2 or not all(isinstance(v, int) and v >= least for v in values):
         raise ValueError(f"{argument}={value!r}; accepted is an int or two ints, each >= {least}")
-    return values
+    return values[0], values[1]
 
 
 def resolve_padding(
@@ -42,11 +42,14 @@ def resolve_padding(
 
 
 def output_size(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Padding, dilation: Sequence[int]
+    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, int]:
     """(H_out, W_out) of an input of `size` = (H, W)."""
     padded = (size[0] + padding[0] + padding[1], size[1] + padding[2] + padding[3])
-    return tuple((p - d * (k - 1) - 1) // s + 1 for p, k, s, d in zip(padded, kernel, stride, dilation, strict=True))
+    height, width = (
+        (p - d * (k - 1) - 1) // s + 1 for p, k, s, d in zip(padded, kernel, stride, dilation, strict=True)
+    )
+    return height, width
 
 
 def memory_format(*tensors: Tensor) -> torch.memory_format:

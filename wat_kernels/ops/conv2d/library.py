@@ -227,7 +227,7 @@ def _bwd(
                 dshadow = dshadow * shadow.factor
             unscaled += torch.einsum("tp,oit->oip", shadow.map, dshadow)
     dgain = x.new_empty(0)
-    if needs_gain:
+    if needs_gain and gain is not None:
         per_channel = (unscaled * weight.flatten(2)).sum((1, 2))
         dgain = (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)
     if gain is not None:

@@ -6,7 +6,8 @@ The kernels are in `triton_kernels.py` and `triton_bwd_weight.py`; this module c
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ _PROBLEM = ("images", "groups", "in_channels", "out_channels", "height", "width"
             "stride_w", "shadows", "TAPS", "WIDTH", "NOISE", "PRECISION")  # fmt: skip
 
 
-def _image_fits(columns: str):
+def _image_fits(columns: str) -> Callable[[dict], bool]:
     """Tiles at most twice as wide as what they cover, with room for the weight tiles that a row mixes or for noise."""
 
     def fits(a: dict) -> bool:
@@ -158,7 +159,8 @@ def _gain_kind(gain: Tensor | None) -> int:
 
 
 def _precision(x: Tensor) -> str:
-    return fp32_precision(torch.backends.cudnn.conv.fp32_precision) if x.dtype == torch.float32 else "ieee"
+    cudnn: Any = torch.backends.cudnn  # its settings are not all known to type checkers
+    return fp32_precision(cudnn.conv.fp32_precision) if x.dtype == torch.float32 else "ieee"
 
 
 def _fwd(
@@ -207,7 +209,7 @@ def _bwd(
         dgain = _bwd_weight(
             dy, _channels_last(x), weight_read, gain, dweight, needs_gain, key, thresholds, taps_t, rest
         )
-    if needs_weight and weight_read is not weight:
+    if dweight is not None and weight_read is not weight:
         dweight = torch.empty_like(weight).copy_(dweight)
     return dx, x.new_empty(0) if dweight is None else dweight, dbias, x.new_empty(0) if dgain is None else dgain
 
@@ -227,11 +229,14 @@ def _bwd_data(dy, weight, gain, dx, key, thresholds, taps, stride, padding, dila
     BWD_DATA[dx.element_size()].launch(programs, problem_of(arguments), arguments)
 
 
-def _bwd_weight(dy, x, weight, gain, dweight, needs_gain, key, thresholds, taps_t, rest) -> Tensor | None:
+def _bwd_weight(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, needs_gain: bool, key: Tensor,
+    thresholds: Tensor, taps_t: Tensor, rest: tuple[Any, ...],
+) -> Tensor | None:  # fmt: skip
     """Fills dweight where it is a tensor. Returns dgain, shaped as the gain, if asked."""
     groups, shadows = rest[3], rest[4]
     if weight.numel() == 0:
-        return torch.zeros_like(gain) if needs_gain else None
+        return torch.zeros_like(gain) if needs_gain and gain is not None else None
     tuned = BWD_WEIGHT[x.element_size()]
     target = programs_wanted(x.device)
     pixels = dy.shape[0] // shadows * dy.shape[2] * dy.shape[3]
@@ -246,7 +251,7 @@ def _bwd_weight(dy, x, weight, gain, dweight, needs_gain, key, thresholds, taps_
         lines = -(-channels // narrowest) * weight.shape[2] * weight.shape[3]
         per_tile = torch.zeros(lines, weight.shape[0], dtype=torch.float32, device=x.device)
     arguments = bwd_weight_arguments(
-        dy, x, weight, gain, dweight, per_tile, parts, arrived, key, thresholds, taps_t, *rest, target
+        dy, x, weight, gain, dweight, per_tile, parts, arrived, key, thresholds, taps_t, *(*rest, target)
     )
 
     def programs(meta):
@@ -254,7 +259,7 @@ def _bwd_weight(dy, x, weight, gain, dweight, needs_gain, key, thresholds, taps_
         return splits * tiles
 
     tuned.launch(programs, problem_of(arguments), arguments)
-    if not needs_gain:
+    if per_tile is None or gain is None:
         return None
     per_channel = per_tile.sum(0)
     return (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)

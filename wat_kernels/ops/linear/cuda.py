@@ -81,7 +81,7 @@ def _bwd(
     if needs_x:
         dx = x.new_empty(x.shape)
         if dx.numel():
-            splits = splits_of(*weight.shape, multiprocessors(x.device))
+            splits = splits_of(weight.shape[0], weight.shape[1], multiprocessors(x.device))
             parts = x.new_empty(splits, *x.shape, dtype=torch.float32) if splits > 1 else None
             torch.ops.wat_kernels.cuda_linear_backward_data(dy, weight, gain, *draw, dx, parts, stream)
     if needs_weight:
@@ -90,7 +90,9 @@ def _bwd(
             torch.ops.wat_kernels.cuda_linear_backward_weight(dy, x, gain, *draw, dweight, stream)
     if needs_bias:
         dbias = dy.sum(0)
-    if needs_gain:  # <dy, x SW^T>, from a second look at the weight: it is exact for every grid and needs no scratch
+    if (
+        needs_gain and gain is not None
+    ):  # <dy, x SW^T>, from a second look at the weight: it is exact for every grid and needs no scratch
         each = torch.zeros(weight.shape[0], dtype=torch.float32, device=x.device)
         if dy.numel():
             torch.ops.wat_kernels.cuda_linear_backward_gain(dy, x, weight, *draw, each, stream)

@@ -43,6 +43,7 @@ def _spans(
     out_features, in_features = weight.shape
     if grid is None:
         return [(_span(out_features, False, 0), _span(in_features, False, 0))] * shadows
+    assert grid_thresholds is not None  # they come together
     if weight.is_cuda and torch.cuda.is_current_stream_capturing():
         raise RuntimeError(
             "backend='library' reads the shift of a matrix on the host, which a CUDA graph capture forbids; "
@@ -134,7 +135,7 @@ def _bwd(
             if needs_weight:
                 scaled = unscaled if gain is None else unscaled * _gain_of(gain, out).to(weight.dtype)
                 dweight[out.plain, into.plain] += _turned(scaled, out, into)
-    if needs_gain:
+    if needs_gain and gain is not None:
         dgain = (dgain.sum() if gain.numel() == 1 else dgain).reshape(gain.shape).to(gain.dtype)
     return dx, dweight, dy.sum(0) if needs_bias else x.new_empty(0), dgain
 

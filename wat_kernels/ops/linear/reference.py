@@ -45,6 +45,7 @@ def shadow_weights(
     """weight (out, in) -> SW of every shadow, (S, out, in)."""
     shadow = weight.expand(shadows, *weight.shape)
     if grid is not None:
+        assert grid_thresholds is not None  # they come together
         flip_out, flip_in, shift_out, shift_in = draw_matrix_grid(grid_thresholds, grid, key, shadows)
         rows, rows_inside = source_index(weight.shape[0], flip_out, shift_out)
         columns, columns_inside = source_index(weight.shape[1], flip_in, shift_in)

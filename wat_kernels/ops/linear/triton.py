@@ -5,7 +5,8 @@ The kernels are in `triton_kernels.py`; this module can be imported without Trit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ def supports(call: Call) -> tuple[bool, str]:
 _PROBLEM = ("shadows", "chunk", "in_features", "out_features", "GRID", "NOISE", "PACKED", "PRECISION")
 
 
-def _row_fits(columns: str):
+def _row_fits(columns: str) -> Callable[[dict], bool]:
     """Tiles at most twice as wide and tall as what they cover; not the largest where a tile of noise needs registers."""
 
     def fits(a: dict) -> bool:
@@ -142,7 +143,7 @@ def _fwd(
     return y
 
 
-def _row_programs(out: Tensor, shadows: int):
+def _row_programs(out: Tensor, shadows: int) -> Callable[[dict], int]:
     """How many (BM, BN) tiles `out` (rows, features) has."""
 
     def programs(meta):
@@ -181,11 +182,19 @@ def _bwd(
     )
 
 
-def _bwd_weight(dy, x, weight, gain, dweight, needs_gain, draw) -> Tensor | None:
+def _bwd_weight(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gain: Tensor | None,
+    dweight: Tensor | None,
+    needs_gain: bool,
+    draw: tuple[Any, ...],
+) -> Tensor | None:
     """Fills dweight where it is a tensor. Returns dgain, shaped as the gain, if asked."""
     _, _, grid, shadows, _, _ = draw
     if weight.numel() == 0:
-        return torch.zeros_like(gain) if needs_gain else None
+        return torch.zeros_like(gain) if needs_gain and gain is not None else None
     tuned, target = BWD_WEIGHT[x.element_size()], programs_wanted(x.device)
     chunk = x.shape[0] // shadows
 
@@ -193,17 +202,17 @@ def _bwd_weight(dy, x, weight, gain, dweight, needs_gain, draw) -> Tensor | None
         tiles = -(-weight.shape[0] // meta["BO"]) * -(-weight.shape[1] // meta["BI"])
         return splits_of(tiles, -(-chunk // meta["BP"]), target), tiles
 
-    parts, per_tile = 0, 0  # scratch for the configuration that needs most
+    parts, sums = 0, 0  # scratch for the configuration that needs most
     for config in tuned.configs:
         splits, tiles = cut(config.kwargs)
         if splits > 1:
             parts = max(parts, splits * tiles * config.kwargs["BO"] * config.kwargs["BI"])
-        per_tile = max(per_tile, splits * (1 if grid is None else shadows) * -(-weight.shape[1] // config.kwargs["BI"]))
-    per_tile = torch.zeros(per_tile, len(weight), dtype=torch.float32, device=x.device) if needs_gain else None
+        sums = max(sums, splits * (1 if grid is None else shadows) * -(-weight.shape[1] // config.kwargs["BI"]))
+    per_tile = torch.zeros(sums, len(weight), dtype=torch.float32, device=x.device) if needs_gain else None
     arguments = bwd_weight_arguments(
         dy, x, weight, gain, dweight, per_tile,
         torch.empty(parts, dtype=torch.float32, device=x.device) if parts else None,
-        arrivals(x.device) if parts else None, *draw, target,
+        arrivals(x.device) if parts else None, *(*draw, target),
     )  # fmt: skip
 
     def programs(meta):
@@ -211,7 +220,7 @@ def _bwd_weight(dy, x, weight, gain, dweight, needs_gain, draw) -> Tensor | None
         return splits * tiles
 
     tuned.launch(programs, problem_of(arguments), arguments)
-    if not needs_gain:
+    if per_tile is None or gain is None:
         return None
     per_output = per_tile.sum(0)
     return (per_output.sum() if gain.numel() == 1 else per_output).reshape(gain.shape).to(gain.dtype)
