@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*/* build_tools/*.py) setup.py pyproject.toml
 
-.PHONY: demo test test-long gpu-check sanitize lint format clean
+.PHONY: demo test test-long gpu-check docs sanitize lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/watnn demo
@@ -18,6 +18,11 @@ test-long: $(VENV)/installed
 # on a machine with a GPU: tests, launches, compute-sanitizer, benchmark; writes benchmarks/results/<gpu>/
 gpu-check: $(VENV)/installed
 	$(BIN)/python -m benchmarks.gpu_check
+
+# the pages of docs/ with pictures and a reference, into site/
+docs: $(VENV)/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html; with search: $(BIN)/python -m http.server -d site"
 
 # the suite of the compiled backend under AddressSanitizer and UBSan, in a copy of the tree so that the library in use stays
 SANITIZE := build/sanitize
@@ -50,4 +55,4 @@ $(VENV)/installed: $(VENV)/dependencies $(SOURCES)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info python/*.egg-info wat_kernels/*.so
+	rm -rf $(VENV) build dist site *.egg-info python/*.egg-info wat_kernels/*.so

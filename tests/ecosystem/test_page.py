@@ -1,19 +1,14 @@
 """The snippets of docs/ecosystem.md run, one after the other, and give what the page says."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
 import watnn
 from torch import nn
 
-PAGE = Path(__file__).parents[2].joinpath("docs/ecosystem.md").read_text()
-SECTIONS = {
-    title: re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    for title, text in re.findall(r"^#+ ([^\n]+)\n(.*?)(?=^#+ |\Z)", PAGE, re.DOTALL | re.MULTILINE)
-}
+from tests.docs.snippets import sections
+
+SECTIONS = sections("ecosystem.md")
 PREAMBLE, *TITLES = SECTIONS
 
 
