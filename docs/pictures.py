@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import functools
 import io
-import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [path for path in (str(ROOT), str(ROOT / "python")) if path not in sys.path]
-
-import torch  # noqa: E402
-import watnn  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-from mkdocs.structure.files import File, Files  # noqa: E402
-from watnn.transforms import (  # noqa: E402
+import torch
+import watnn
+from matplotlib.figure import Figure
+from mkdocs.structure.files import File, Files
+from watnn.transforms import (
     WAT,
     Compose,
     DropConnect,
@@ -33,7 +28,7 @@ from watnn.transforms import (  # noqa: E402
     Transform,
 )
 
-from wat_kernels import draw_rows  # noqa: E402
+from wat_kernels import draw_rows
 
 SHIFT = RandomAffine(degrees=0, translate=(0.3, 0.3))
 CROP = RandomResizedCrop(scale=(0.8, 1.0))

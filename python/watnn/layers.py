@@ -101,6 +101,7 @@ class ShadowLayer(nn.Module):
 
     @property
     def transform(self) -> Transform | None:
+        """What is drawn; another one can be assigned at any time."""
         return self._transform
 
     @transform.setter
