@@ -1,59 +1,35 @@
-"""The backend that docs/new_backend.md writes down is a right one."""
+"""The backend that docs/new_backend.md writes down is a right one, where the page says it goes."""
 
-import types
-
-import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 from tests.docs.snippets import sections
-from tests.ops.cases import TOLERANCES, conv_cases
-from wat_kernels import Noise, TapTable, dispatch, shadow_conv2d, torch_library
-from wat_kernels.ops.conv2d import BACKENDS, schema
+
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def _mirror():
-    """`mirror`, as its name in NAMES and its module in BACKENDS would make it."""
-    torch_library.define("shadow_conv2d", schema.SCHEMA, schema._fake_fwd, "mirror")
-    torch_library.define("shadow_conv2d_bwd", schema.SCHEMA_BWD, schema._fake_bwd, "mirror")
-    module = types.ModuleType("mirror")
+def replace(path, old, new):
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def test_the_page_s_backend(tmp_path):
+    """In a copy of wat_kernels: the file, the name in NAMES, the module in BACKENDS. check_new_backend.py judges it."""
+    package = shutil.copytree(ROOT / "wat_kernels", tmp_path / "wat_kernels", ignore=shutil.ignore_patterns("*.so"))
+    op = package / "ops/conv2d"
     (code,) = sections("new_backend.md")["The backend"]
-    exec(code, vars(module))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dispatch, "NAMES", (*dispatch.NAMES, "mirror"))
-        patch.setitem(BACKENDS, "mirror", module)
-        yield
-
-
-@pytest.mark.usefixtures("_mirror")
-@given(case=conv_cases(), asked=st.integers(1, 15))
-@settings(max_examples=60, deadline=None)
-def test_equals_the_reference(case, asked):
-    """Values, memory format, and the gradients of any of x, weight, bias and gain."""
-    leaves = [leaf for place, leaf in enumerate(case.leaves) if asked >> place & 1] or [case.weight]
-    for leaf in leaves:
-        leaf.requires_grad_()
-    y, expected = (
-        shadow_conv2d(
-            case.x, case.weight, case.bias, table=case.table, key=case.key, gain=case.gain, shadows=case.shadows,
-            backend=backend, **case.arguments,
-        )
-        for backend in ("mirror", "reference")
+    (op / "mirror.py").write_text(code)
+    replace(package / "dispatch.py", '"library", "reference")', '"library", "reference", "mirror")')
+    replace(op / "op.py", "import cuda, library, native, reference", "import cuda, library, mirror, native, reference")
+    replace(op / "op.py", '    "reference": reference,\n', '    "reference": reference,\n    "mirror": mirror,\n')
+    check = Path(__file__).with_name("check_new_backend.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), str(check)],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'python'}"},
+        capture_output=True, text=True,
     )  # fmt: skip
-    torch.testing.assert_close(y, expected, **TOLERANCES[torch.float64])
-    for form in (torch.contiguous_format, torch.channels_last):
-        assert y.is_contiguous(memory_format=form) == expected.is_contiguous(memory_format=form)
-    dy = torch.randn_like(y)
-    for grad, right in zip(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(expected, leaves, dy), strict=True):
-        torch.testing.assert_close(grad, right, **TOLERANCES[torch.float64])
-
-
-@pytest.mark.usefixtures("_mirror")
-def test_refuses_what_it_says():
-    x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
-    with pytest.raises(RuntimeError, match="backend='mirror' cannot run shadow_conv2d: it has no elementwise noise"):
-        shadow_conv2d(
-            x, weight, table=TapTable.identity((3, 3)), key=0, noise=Noise("dropconnect", 0.1), backend="mirror"
-        )
+    assert done.returncode == 0 and "2 passed" in done.stdout, done.stdout
