@@ -30,7 +30,7 @@ _LAYERS = {  # by suite: what it measures, and what there are several of
     "conv": ("3×3 convolution", "shape"),
     "depthwise": ("depthwise", "shape"),
     "linear": ("linear", "shape"),
-    "network": ("training step", "network"),
+    "network": ("training step of a network", "case"),
 }
 _DRAWS = {
     "translate": "`RandomAffine(0, translate=(0.3, 0.3))`",
@@ -139,8 +139,12 @@ def _ratios(values: Sequence[float | None]) -> str:
 
 
 def memory(machine: str, rows: Sequence[Row]) -> str:
-    """Bytes above the plain layer: kept for backward, and at the peak."""
-    weighed = [row for row in rows if row.suite == "memory" and row.role in ("wat", "official")]
+    """Bytes above the plain layer: kept for backward, and at the peak; of one draw of each kind of layer."""
+    weighed = [
+        row
+        for row in rows
+        if row.suite == "memory" and row.role in ("wat", "official") and row.variant in ("translate", "dropconnect")
+    ]
     lines = ["| shape | draws | layer | kept for backward | peak |\n| --- | --- | --- | --- | --- |\n"]
     for row in weighed:
         layer = f"{row.name} ({row.backend})" if row.backend else row.name

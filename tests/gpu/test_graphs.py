@@ -80,7 +80,7 @@ def test_compiled_training_follows_the_eager_one(backend, mode):
             torch.nn.ReLU(),
             torch.nn.AdaptiveAvgPool2d(1),
             torch.nn.Flatten(),
-            watnn.WATLinear(16, 4, transform=DropConnect(0.2)),
+            watnn.WATLinear(16, 4, transform=DropConnect(0.2), backend=backend),
         ).cuda()
         return model, torch.optim.SGD(model.parameters(), lr=0.05)
 
@@ -131,10 +131,11 @@ def test_two_streams_at_once(backend):
             assert torch.equal(one, other)
 
 
-def test_a_layer_never_waits_for_the_gpu():
+@pytest.mark.parametrize("backend", CONV_BACKENDS)
+def test_a_layer_never_waits_for_the_gpu(backend):
     """Under the strictest setting torch raises where the host would wait."""
-    conv = watnn.WATConv2d(8, 8, 3, transform=WAT()).cuda()
-    linear = watnn.WATLinear(8, 4, transform=DropConnect(0.2)).cuda()
+    conv = watnn.WATConv2d(8, 8, 3, transform=WAT(), backend=backend).cuda()
+    linear = watnn.WATLinear(8, 4, transform=DropConnect(0.2), backend=backend).cuda()
     x = torch.randn(2, 8, 6, 6, device="cuda")
 
     def run():
