@@ -27,6 +27,7 @@ def test_old_architectures_are_left_out_and_nonsense_is_refused(monkeypatch, cap
 
 
 def test_skipped_missing_and_forced(monkeypatch, tmp_path, capsys):
+    monkeypatch.delenv("WAT_FORCE_CUDA", raising=False)
     monkeypatch.setenv("WAT_SKIP_NATIVE", "1")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))  # there is no nvcc
     assert command.extensions() == []

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from watnn.transforms import RandomAffine, RandomHorizontalFlip, RandomResizedCrop, RandomRotation, RandomVerticalFlip
 from watnn.transforms import functional as TF
@@ -259,6 +259,8 @@ def test_crop_of_a_single_point(size, scale, ratio, crop):
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.floats(0.01, 1), st.floats(0, 1), st.floats(0.2, 3), st.floats(1, 5))
+@example(3, 3, 0.125, 7.7e-17, 1.0, 2.0)  # a range of a few roundings
+@example(3, 3, 0.5, 1e-8, 1.0, 1 + 1e-9)
 @settings(max_examples=40, deadline=None)
 def test_crop_law_sums_to_one(kh, kw, low, width, ratio, factor):
     try:

@@ -16,6 +16,7 @@ from watnn.transforms.functional import centered
 
 _CROP_TRIES = 10  # of torchvision's RandomResizedCrop before it falls back to the centre
 _NEGLIGIBLE_ANGLE = 1e-12  # two critical angles nearer than this are one, found with other rounding errors
+_NARROW = 1e-6  # relative width of a range of scales or ratios that counts as a point
 
 
 def shift_law(max_shift: float) -> dict[int, float]:
@@ -135,6 +136,11 @@ def _try_probability(
     crossings of all six the integral over L is that of two exponentials.
     """
     log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
+    # of a narrower range, shares would be rounding error
+    if scale[1] - scale[0] <= _NARROW * scale[1]:
+        scale = (scale[0], scale[0])
+    if log_high - log_low <= _NARROW:
+        log_high = log_low
     if scale[0] == scale[1] and log_low == log_high:  # a single point, which may be a tie: torchvision's own fp32
         area = taps * torch.tensor(scale[0]).item()
         aspect = math.exp(log_low) if log_low else 1.0
