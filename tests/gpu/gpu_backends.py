@@ -2,6 +2,7 @@
 
 import torch
 
+from benchmarks.gpu_facts import accepting
 from wat_kernels import dispatch
 from wat_kernels.ops import conv2d, linear
 
@@ -10,9 +11,7 @@ _OPS = {"shadow_conv2d": conv2d.BACKENDS, "shadow_linear": linear.BACKENDS}
 
 def fused(op: str, call: dispatch.Call) -> list[str]:
     """Those that run `call`; none on a machine without a GPU."""
-    if not torch.cuda.is_available():
-        return []
-    return [name for name in ("cuda", "triton") if name in _OPS[op] and _OPS[op][name].supports(call)[0]]
+    return accepting(_OPS[op], call) if torch.cuda.is_available() else []
 
 
 DENSE = dispatch.Call("cuda", torch.float32, (3, 3), 16, 16)

@@ -28,7 +28,7 @@ from wat_kernels.ops.conv2d.geometry import output_size, pair, resolve_padding
 from wat_kernels.tap_table import TapTable
 
 # In the order in which `auto` asks. It does not get as far as cuda and triton, which no GPU has run yet: once one has
-# passed the checks of tests/cuda and tests/triton, their lines come first (depthwise to cuda, the rest to triton).
+# passed `make gpu-check`, their lines come first (depthwise to cuda, the rest to triton).
 BACKENDS = {
     "native": native,
     "library": library,

@@ -27,7 +27,7 @@ from wat_kernels.noise import Noise, TensorNoise
 from wat_kernels.ops.linear import cuda, library, native, reference, triton
 
 # In the order in which `auto` asks. It does not get as far as cuda and triton, which no GPU has run yet: once one has
-# passed the checks of tests/cuda and tests/triton, their lines come first (few rows to cuda, the rest to triton).
+# passed `make gpu-check`, their lines come first (few rows to cuda, the rest to triton).
 BACKENDS = {
     "native": native,
     "library": library,
