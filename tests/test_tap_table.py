@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from wat_kernels import TapTable
 from wat_kernels.draw import dense_maps
+from wat_kernels.tap_table import identity_line
 
 CPU = torch.device("cpu")
 
@@ -124,3 +125,11 @@ def test_tables_of_different_kernels_do_not_join():
         TapTable.union([TapTable.identity((3, 3)), TapTable.identity((5, 5))], [0.5, 0.5])
     with pytest.raises(ValueError, match="different kernels"):
         TapTable.identity((1, 9)).then(TapTable.identity((3, 3)))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_identity_line_is_the_identity_at_any_width(width):
+    line = identity_line(9, width)
+    assert torch.equal(dense_maps(line, 9), torch.eye(9).unsqueeze(0))
+    if width == 1:
+        assert torch.equal(line, TapTable.identity((3, 3)).on(CPU).taps)

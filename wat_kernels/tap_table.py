@@ -182,6 +182,17 @@ def _to_ell(maps: Tensor) -> Tensor:
     ).contiguous()
 
 
+def identity_line(taps: int, width: int) -> Tensor:
+    """The ELL form of the identity in a table of `width` entries for each output tap: (1, 1 + K + 2 * K * E) int32."""
+    line = torch.zeros(1, 1 + taps + 2 * taps * width, dtype=torch.int32, device="cpu")
+    every = torch.arange(taps, dtype=torch.int32, device="cpu")
+    line[0, 0] = taps
+    line[0, 1 : 1 + taps] = every
+    line[0, 1 + taps : 1 + taps + taps * width : width] = every
+    line[0, 1 + taps + taps * width :: width] = torch.ones(1, device="cpu").view(torch.int32)
+    return line
+
+
 def _check_same_taps(tables: Sequence[TapTable]) -> None:
     for table in tables[1:]:
         if table.maps.shape[1] != tables[0].maps.shape[1] or table.kernel_size != tables[0].kernel_size:

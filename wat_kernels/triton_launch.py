@@ -12,6 +12,7 @@ import triton
 from wat_kernels.dispatch import Call
 
 INTERPRETED = triton.knobs.runtime.interpret
+_AMOUNTS = ("scale", "cut")  # of noise, as kernels name them
 
 
 class Tuned:
@@ -19,30 +20,55 @@ class Tuned:
 
     The first launch of a problem measures them (`triton.autotune`, which keeps what it finds on disk); later ones go
     straight to the kernel. A problem that is first met inside a CUDA-graph capture runs with the first configuration,
-    since nothing can be measured there. What is drawn is no part of a problem.
+    since nothing can be measured there. What is drawn, and the amount of a noise, is no part of a problem.
 
     kernel:  a @triton.jit function whose last arguments are those that the configurations set
     configs: the first that suits is used where nothing can be measured; the last, of small tiles, always suits
     problem: names of the kernel's arguments that make a problem
     fits:    whether a configuration suits a problem, of its sizes and the kernel's arguments by name
+    typical: the kernel's arguments by name -> those that are measured with something else than what this launch draws.
+             A first draw that happens to leave few taps must not decide for all later ones
+    zeroed:  names of the arguments that the caller has filled with zeros because a launch does not write all of them.
+             How much it writes depends on the configuration, so they are cleared of what measuring left there
     """
 
-    def __init__(self, kernel: Any, configs: Sequence[triton.Config], problem: Sequence[str], fits: Callable):
-        self.kernel, self.configs, self._fits = kernel, list(configs), fits
+    def __init__(
+        self,
+        kernel: Any,
+        configs: Sequence[triton.Config],
+        problem: Sequence[str],
+        fits: Callable[[dict], bool],
+        typical: Callable[[dict], dict],
+        zeroed: Sequence[str] = (),
+    ):
+        self.kernel, self.configs = kernel, list(configs)
+        self._fits, self._typical, self._zeroed = fits, typical, tuple(zeroed)
         prune = {"early_config_prune": lambda configs, arguments, **_: self._suited(arguments)}
         self._tuner = triton.autotune(self.configs, key=list(problem), prune_configs_by=prune, cache_results=True)(
             kernel
         )
+        self._described = [name not in _AMOUNTS for name in kernel.arg_names]
         self._chosen: dict[Hashable, dict] = {}
 
     def suited(self, arguments: tuple) -> list[triton.Config]:
         """The configurations to choose from for this launch; never empty."""
-        return self._suited(dict(zip(self.kernel.arg_names, arguments, strict=False)))
+        return self._suited(self._named(arguments))
 
     def _suited(self, named: dict) -> list[triton.Config]:
         return [c for c in self.configs if self._fits({**named, **c.all_kwargs()})] or self.configs[-1:]
 
-    def launch(self, programs: Callable[[dict], int], problem: Hashable, arguments: tuple) -> None:
+    def _named(self, arguments: tuple) -> dict:
+        return dict(zip(self.kernel.arg_names, arguments, strict=False))
+
+    def problem_of(self, arguments: tuple) -> tuple:
+        """What tells this launch from others that may want another configuration: tensors as their dtypes."""
+        return tuple(
+            a.dtype if isinstance(a, torch.Tensor) else a
+            for a, described in zip(arguments, self._described, strict=False)
+            if described
+        )
+
+    def launch(self, programs: Callable[[dict], int], arguments: tuple) -> None:
         """programs: what a configuration sets -> the number of programs. arguments: all that it does not set.
 
         The first argument is a tensor, on whose device the kernel runs.
@@ -50,11 +76,12 @@ class Tuned:
         device = arguments[0].device
         if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton takes the current one
             with torch.cuda.device(device):
-                return self.launch(programs, (device, problem), arguments)
+                return self.launch(programs, arguments)
 
         def grid(meta):
             return (programs(meta),)
 
+        problem = (device, self.problem_of(arguments))
         chosen = self._chosen.get(problem)
         if chosen is None:
             if INTERPRETED:
@@ -62,11 +89,18 @@ class Tuned:
             elif torch.cuda.is_current_stream_capturing():
                 chosen = self.suited(arguments)[0].all_kwargs()
             else:
-                self._tuner[grid](*arguments)
-                self._chosen[problem] = self._tuner.best_config.all_kwargs()
-                return None
+                chosen = self._chosen[problem] = self._measure(grid, arguments)
         self.kernel[grid](*arguments, **chosen)
         return None
+
+    def _measure(self, grid: Callable, arguments: tuple) -> dict:
+        """What the fastest configuration sets. The results hold anything after it, but what is `zeroed` is zero."""
+        named = self._named(arguments)
+        self._tuner[grid](*{**named, **self._typical(named)}.values())
+        for name in self._zeroed:
+            if named[name] is not None:
+                named[name].zero_()
+        return self._tuner.best_config.all_kwargs()
 
 
 def configs_of(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> list[triton.Config]:
@@ -79,11 +113,6 @@ def configs_of(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> list[tr
         )
         for *sizes, warps, stages in rows
     ]
-
-
-def problem_of(arguments: tuple) -> tuple:
-    """The arguments of a launch, tensors as their dtypes."""
-    return tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in arguments)
 
 
 def refusal(call: Call) -> str:

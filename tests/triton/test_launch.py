@@ -11,13 +11,13 @@ import triton.language as tl
 from wat_kernels import TapTable, shadow_conv2d, shadow_linear
 from wat_kernels.ops.conv2d import triton as conv2d
 from wat_kernels.ops.linear import triton as linear
-from wat_kernels.triton_launch import Tuned, configs_of, noise_numbers, problem_of
+from wat_kernels.triton_launch import Tuned, configs_of, noise_numbers
 
-X = torch.empty(1)
+X = torch.zeros(1)
 
 
 @triton.jit
-def _kernel(x, size, BM: tl.constexpr):
+def _kernel(x, size, drawn, scale, BM: tl.constexpr):
     pass
 
 
@@ -36,7 +36,8 @@ class Recorder:
 
 @pytest.fixture
 def tuned(monkeypatch):
-    tuned = Tuned(_kernel, configs_of(("BM",), [(128, 8, 3), (64, 4, 2)]), ["size"], lambda a: a["BM"] <= a["size"])
+    tuned = Tuned(_kernel, configs_of(("BM",), [(128, 8, 3), (64, 4, 2)]), ["size"], lambda a: a["BM"] <= a["size"],
+                  typical=lambda a: {"drawn": "typical"}, zeroed=["x"])  # fmt: skip
     tuned.kernel, tuned._tuner = Recorder(), Recorder(tuned.configs[1])
     tuned.kernel.arg_names = _kernel.arg_names
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
@@ -45,32 +46,44 @@ def tuned(monkeypatch):
 
 def test_measured_once_a_problem(tuned):
     for _ in range(3):
-        tuned.launch(lambda meta: 1, "a", (X, 200))
+        tuned.launch(lambda meta: 1, (X, 200, "drawn", 0.5))
     assert len(tuned._tuner.launches) == 1
-    assert [chosen["BM"] for _, chosen in tuned.kernel.launches] == [64, 64]
-    tuned.launch(lambda meta: 1, "b", (X, 300))
+    assert [chosen["BM"] for _, chosen in tuned.kernel.launches] == [64, 64, 64]
+    tuned.launch(lambda meta: 1, (X, 300, "drawn", 0.5))
     assert len(tuned._tuner.launches) == 2
+
+
+def test_measured_with_something_typical_and_launched_with_what_is_drawn(tuned):
+    x = torch.ones(1)
+    tuned.launch(lambda meta: 1, (x, 200, "drawn", 0.5))
+    assert tuned._tuner.launches == [((x, 200, "typical", 0.5), {})]
+    assert tuned.kernel.launches[0][0] == (x, 200, "drawn", 0.5)
+    assert float(x) == 0.0  # cleared of what measuring left there
+
+
+def test_another_amount_of_noise_is_the_same_problem(tuned):
+    for scale in (0.1, 0.2, 0.3):
+        tuned.launch(lambda meta: 1, (X, 200, "drawn", scale))
+    assert len(tuned._tuner.launches) == len(tuned._chosen) == 1
 
 
 @pytest.mark.parametrize(("size", "tile"), [(200, 128), (100, 64), (10, 64)])
 def test_nothing_is_measured_during_a_capture(tuned, monkeypatch, size, tile):
     """The first configuration that suits runs, the last where none does; measuring is left to a later launch."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    tuned.launch(lambda meta: 1, "a", (X, size))
+    tuned.launch(lambda meta: 1, (X, size, "drawn", 0.5))
     assert not tuned._tuner.launches
     assert tuned.kernel.launches[0][1]["BM"] == tile
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    tuned.launch(lambda meta: 1, "a", (X, size))
+    tuned.launch(lambda meta: 1, (X, size, "drawn", 0.5))
     assert len(tuned._tuner.launches) == 1
 
 
-def test_a_problem_does_not_know_its_tensors():
-    arguments = (torch.ones(3), 5, None, "ieee", 0.5)
-    assert (
-        problem_of(arguments)
-        == problem_of((torch.zeros(9), *arguments[1:]))
-        != problem_of((torch.ones(3).half(), *arguments[1:]))
-    )
+def test_a_problem_does_not_know_its_tensors(tuned):
+    arguments = (torch.ones(3), 5, None, 0.5)
+    problem = tuned.problem_of(arguments)
+    assert problem == tuned.problem_of((torch.zeros(9), *arguments[1:])) == (torch.float32, 5, None)
+    assert problem != tuned.problem_of((torch.ones(3).half(), *arguments[1:]))
 
 
 def test_noise_numbers():

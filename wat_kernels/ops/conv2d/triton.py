@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wat_kernels.dispatch import Call
 from wat_kernels.ops.conv2d.geometry import memory_format, output_size
+from wat_kernels.tap_table import identity_line
 from wat_kernels.torch_library import implement
 
 try:
@@ -28,7 +29,6 @@ try:
         fp32_precision,
         is_wide,
         noise_numbers,
-        problem_of,
         programs_wanted,
         refusal,
         splits_of,
@@ -73,12 +73,26 @@ def _weight_fits(a: dict) -> bool:
     return a["BO"] <= max(64, 2 * a["out_channels"]) and a["BI"] <= max(32, 2 * a["in_channels"])
 
 
+def _all_taps(a: dict) -> dict:
+    """The identity in the place of a kernel's table: what tuning measures with, whatever this launch draws."""
+    taps = "taps" if "taps" in a else "taps_t"
+    line = identity_line(a["TAPS"], a["WIDTH"])
+    return {"thresholds": torch.full((1,), 2**32, device=a[taps].device), taps: line.to(a[taps].device), "rows": 1}
+
+
 if not _MISSING:
-    FORWARD = {b: Tuned(conv2d_fwd_kernel, c, _PROBLEM, _image_fits("out_channels")) for b, c in IMAGE_CONFIGS.items()}
-    BWD_DATA = {
-        b: Tuned(conv2d_bwd_data_kernel, c, _PROBLEM, _image_fits("in_channels")) for b, c in IMAGE_CONFIGS.items()
+    FORWARD = {
+        b: Tuned(conv2d_fwd_kernel, c, _PROBLEM, _image_fits("out_channels"), _all_taps)
+        for b, c in IMAGE_CONFIGS.items()
     }
-    BWD_WEIGHT = {b: Tuned(conv2d_bwd_weight_kernel, c, _PROBLEM, _weight_fits) for b, c in WEIGHT_CONFIGS.items()}
+    BWD_DATA = {
+        b: Tuned(conv2d_bwd_data_kernel, c, _PROBLEM, _image_fits("in_channels"), _all_taps)
+        for b, c in IMAGE_CONFIGS.items()
+    }
+    BWD_WEIGHT = {
+        b: Tuned(conv2d_bwd_weight_kernel, c, _PROBLEM, _weight_fits, _all_taps, ["dgain"])
+        for b, c in WEIGHT_CONFIGS.items()
+    }
 
 
 def forward_arguments(
@@ -184,7 +198,7 @@ def _fwd(
     def programs(meta):
         return groups * shadows * -(-pixels // meta["BM"]) * -(-channels // meta["BN"])
 
-    FORWARD[x.element_size()].launch(programs, problem_of(arguments), arguments)
+    FORWARD[x.element_size()].launch(programs, arguments)
     return y
 
 
@@ -226,7 +240,7 @@ def _bwd_data(dy, weight, gain, dx, key, thresholds, taps, stride, padding, dila
         tiles = shadows * -(-pixels // meta["BM"]) * -(-channels // meta["BN"])
         return groups * stride[0] * stride[1] * tiles
 
-    BWD_DATA[dx.element_size()].launch(programs, problem_of(arguments), arguments)
+    BWD_DATA[dx.element_size()].launch(programs, arguments)
 
 
 def _bwd_weight(
@@ -258,7 +272,7 @@ def _bwd_weight(
         splits, tiles, _ = _cut(meta, weight.shape, groups, pixels, target)
         return splits * tiles
 
-    tuned.launch(programs, problem_of(arguments), arguments)
+    tuned.launch(programs, arguments)
     if per_tile is None or gain is None:
         return None
     per_channel = per_tile.sum(0)

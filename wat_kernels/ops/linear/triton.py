@@ -28,7 +28,6 @@ try:
         fp32_precision,
         is_wide,
         noise_numbers,
-        problem_of,
         programs_wanted,
         refusal,
         splits_of,
@@ -64,10 +63,27 @@ def _weight_fits(a: dict) -> bool:
     return a["BO"] <= max(64, 2 * a["out_features"]) and a["BI"] <= max(64, 2 * a["in_features"])
 
 
+def _in_place(a: dict) -> dict:
+    """A grid that moves nothing in the place of a kernel's own: what tuning measures with, whatever this launch draws."""
+    if a["grid"] is None:
+        return {}
+    device = a["grid"].device
+    still = torch.zeros(1, 4, dtype=torch.int64, device=device)
+    return {"thresholds": torch.full((1,), 2**32, device=device), "grid": still, "rows": 1}
+
+
 if not _MISSING:
-    FORWARD = {b: Tuned(linear_fwd_kernel, c, _PROBLEM, _row_fits("out_features")) for b, c in ROW_CONFIGS.items()}
-    BWD_DATA = {b: Tuned(linear_bwd_data_kernel, c, _PROBLEM, _row_fits("in_features")) for b, c in ROW_CONFIGS.items()}
-    BWD_WEIGHT = {b: Tuned(linear_bwd_weight_kernel, c, _PROBLEM, _weight_fits) for b, c in WEIGHT_CONFIGS.items()}
+    FORWARD = {
+        b: Tuned(linear_fwd_kernel, c, _PROBLEM, _row_fits("out_features"), _in_place) for b, c in ROW_CONFIGS.items()
+    }
+    BWD_DATA = {
+        b: Tuned(linear_bwd_data_kernel, c, _PROBLEM, _row_fits("in_features"), _in_place)
+        for b, c in ROW_CONFIGS.items()
+    }
+    BWD_WEIGHT = {
+        b: Tuned(linear_bwd_weight_kernel, c, _PROBLEM, _weight_fits, _in_place, ["dgain"])
+        for b, c in WEIGHT_CONFIGS.items()
+    }
 
 
 def forward_arguments(
@@ -139,7 +155,7 @@ def _fwd(
     if y.numel() == 0:
         return y
     arguments = forward_arguments(x, weight, bias, gain, y, key, grid_thresholds, grid, shadows, noise, amount)
-    FORWARD[x.element_size()].launch(_row_programs(y, shadows), problem_of(arguments), arguments)
+    FORWARD[x.element_size()].launch(_row_programs(y, shadows), arguments)
     return y
 
 
@@ -171,7 +187,7 @@ def _bwd(
     dx = x.new_empty(x.shape) if needs_x else x.new_empty(0)
     if dx.numel():
         arguments = bwd_data_arguments(dy, weight, gain, dx, *draw)
-        BWD_DATA[x.element_size()].launch(_row_programs(dx, shadows), problem_of(arguments), arguments)
+        BWD_DATA[x.element_size()].launch(_row_programs(dx, shadows), arguments)
     dweight = torch.empty_like(weight) if needs_weight else None
     dgain = _bwd_weight(dy, x, weight, gain, dweight, needs_gain, draw) if needs_weight or needs_gain else None
     return (
@@ -219,7 +235,7 @@ def _bwd_weight(
         splits, tiles = cut(meta)
         return splits * tiles
 
-    tuned.launch(programs, problem_of(arguments), arguments)
+    tuned.launch(programs, arguments)
     if per_tile is None or gain is None:
         return None
     per_output = per_tile.sum(0)
