@@ -102,7 +102,7 @@ def warn_of_readers(model: nn.Module, chosen: list[str], stacklevel: int) -> Non
     for name in chosen:
         path, _, child = name.rpartition(".")
         parent = type(model.get_submodule(path))
-        if child in _only_read(parent):
+        if child in _only_read(parent):  # type: ignore[arg-type]  # mypy: a metaclass's __hash__
             found.setdefault((parent.__name__, child), []).append(name)
     for (parent_name, child), names in found.items():
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -113,7 +113,7 @@ def warn_of_readers(model: nn.Module, chosen: list[str], stacklevel: int) -> Non
 
 
 @functools.lru_cache(maxsize=1024)
-def _only_read(cls: type[nn.Module]) -> frozenset[str]:
+def _only_read(cls: type[Any]) -> frozenset[str]:
     """Names of the children whose weight the methods of `cls` read, and that they use for nothing else."""
     reads, others = set(), set()
     for base in cls.__mro__:
@@ -130,7 +130,11 @@ def _only_read(cls: type[nn.Module]) -> frozenset[str]:
 def _source_tree(method: Any) -> ast.AST:
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method))))
-    except (OSError, TypeError, SyntaxError):  # written in a shell, generated, or compiled: there is no source to look at
+    except (
+        OSError,
+        TypeError,
+        SyntaxError,
+    ):  # written in a shell, generated, or compiled: there is no source to look at
         return ast.Module([], [])
 
 
@@ -148,6 +152,8 @@ def _uses_of_children(tree: ast.AST) -> tuple[set[str], set[str]]:
             further = holder[outer]
             if not (isinstance(further, ast.Attribute) and further.attr in _METADATA):
                 reads.add(node.attr)
-        elif outer.attr in ("forward", "_conv_forward"):
-            others.add(node.attr)
+        else:
+            call = holder[outer]
+            if isinstance(call, ast.Call) and call.func is outer:  # self.child.forward(x)
+                others.add(node.attr)
     return reads, others

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import fnmatch
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias, overload
 
@@ -66,15 +65,20 @@ def convert(
     refuse_wrapped(model, "convert it first, then wrap it")
     chosen, left = _choose(model, transform, _filters(include, "include"), _filters(exclude, "exclude"))
     if not chosen:
-        reasons = (
-            "; ".join(f"{name or 'the model itself'}: {why}" for name, why in left[:8]) or "no Conv or Linear layer"
+        reasons = "; ".join(
+            ", ".join(name or "the model itself" for name in names[:3])
+            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            + f": {why}"
+            for why, names in _by_reason(left)
         )
         advice = (
             "; it is converted already: watnn.revert(model) first, or assign another transform to its layers"
             if any(isinstance(module, ShadowLayer) for module in model.modules())
             else ""
         )
-        raise ValueError(f"nothing to convert in {type(model).__name__} with {transform!r} ({reasons}){advice}")
+        raise ValueError(
+            f"nothing to convert in {type(model).__name__} with {transform!r} ({reasons or 'no Conv or Linear layer'}){advice}"
+        )
     _check_leaves(model, chosen)
     warn_of_readers(model, chosen, stacklevel=2)
     shared = shared_weights(model)
@@ -91,8 +95,10 @@ def convert(
     _keep_from_fusing(model)
     if left:
         vars(model)["_watnn_left"] = {**vars(model).get("_watnn_left", {}), **dict(left)}
-        counts = Counter(why for _, why in left).most_common()
-        listed = ", ".join(f"{count} ({why})" for why, count in counts[:4]) + (", ..." if len(counts) > 4 else "")
+        listed = ", ".join(
+            f"{names[0] or 'the model itself' if len(names) == 1 else len(names)} ({why})"
+            for why, names in _by_reason(left)[:6]
+        )
         logger.warning(
             "convert: %d layers redraw their weight, %d are left: %s; see watnn.summary(model)",
             len(chosen),
@@ -102,8 +108,19 @@ def convert(
     return model
 
 
+def _by_reason(left: list[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """(reason, names) of what is left, the most frequent reason first."""
+    names: dict[str, list[str]] = {}
+    for name, why in left:
+        names.setdefault(why, []).append(name)
+    return sorted(names.items(), key=lambda entry: -len(entry[1]))
+
+
 def reasons_left(model: nn.Module) -> list[tuple[str, nn.Module, str]]:
-    """(name, module, reason) of each layer that `convert` could have been meant to convert and left."""
+    """(name, module, reason) of each layer with a matrix or kernel for a weight that the filters admitted and `convert` left.
+
+    Empty for a model that `convert` did not make. The reasons travel with copies and pickles of the model.
+    """
     found = []
     for path, root in model.named_modules():
         modules = dict(root.named_modules()) if "_watnn_left" in vars(root) else {}
@@ -264,9 +281,17 @@ def _choose(
             reason = f"one Parameter with {shared[name]}; name it in include to redraw it here only"
         if reason is None:
             chosen.append(name)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.Linear):
+        elif _has_matrix(module):
             left.append((name, reason))
     return chosen, left
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    """Whether `module` has a weight of its own that one could think of redrawing; the scale of a norm is none."""
+    return parametrize.is_parametrized(module) or any(
+        "weight" in name and parameter is not None and parameter.ndim > 1
+        for name, parameter in module._parameters.items()
+    )
 
 
 def _reason_to_leave(module: nn.Module, transform: Transform, named: bool) -> str | None:

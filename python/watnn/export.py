@@ -79,18 +79,18 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None, *, crop:
     for _, layer in shadow_layers(copied):
         _bake_parametrizations(layer)
     shared = shared_weights(copied)
-    untied = [
-        name
+    untied = {
+        name: layer
         for name, layer in shadow_layers(copied)
         if name in shared and (folds_gain(layer) if mode == "aom" else layer.transform is not None)
-    ]
-    for name in untied:
-        layer = copied.get_submodule(name)
+    }
+    for layer in untied.values():
         layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
     if untied:
+        name = next(iter(untied))
         warnings.warn(
-            f"{untied[0]}.weight was one Parameter with {shared[untied[0]]} ({len(untied)} such layers) and has values of "
-            "its own in the export; save it as a model without tied weights",
+            f"{name}.weight was one Parameter with {shared[name]} ({len(untied)} such layers) and has values of its own in "
+            "the export; save it as a model without tied weights",
             stacklevel=2,
         )
     if mode == "aom":
