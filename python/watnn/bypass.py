@@ -82,6 +82,8 @@ class _FirstGradient:
         self.layer = weakref.ref(layer)
 
     def __call__(self, weight: Tensor) -> None:
+        if torch.compiler.is_compiling():  # compiled autograd: the hook is no part of the graph
+            return
         layer = self.layer()
         watch = None if layer is None or layer._parameters.get("weight") is not weight else layer._watch
         if layer is None or watch is None or watch.settled or _traced:

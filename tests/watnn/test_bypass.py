@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import watnn
 from torch import nn
+from torch._dynamo import compiled_autograd
 from torch.utils.checkpoint import checkpoint
 from watnn import bypass
 from watnn.transforms import WAT, DropConnect
@@ -196,6 +197,19 @@ def test_calls_inside_compiled_code_are_not_missed():
         warnings.filterwarnings("error", ".*shadow layer")
         for _ in range(2):
             train_step(model)
+    torch._dynamo.reset()
+
+
+def test_compiled_autograd_has_no_part_of_the_hooks():
+    torch._dynamo.reset()
+    model, plain = watnn.convert(Model(Called()), WAT()), Model(Called())
+    plain.load_state_dict(model.state_dict())
+    watnn.aom(model)
+    with compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        train_step(model)
+    train_step(plain)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
     torch._dynamo.reset()
 
 
