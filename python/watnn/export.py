@@ -16,7 +16,7 @@ from wat_kernels.ops.conv2d import reference as conv_reference
 from wat_kernels.ops.conv2d.geometry import resolve_padding
 from wat_kernels.ops.conv2d.library import Rectangle, active_rectangle, cropped_padding
 from wat_kernels.ops.linear import reference as linear_reference
-from watnn.conversion import UNWRAP, plain_layer, replace_modules, revert
+from watnn.conversion import UNWRAP, folds_gain, plain_layer, replace_modules, revert, shared_weights
 from watnn.distributed import refuse_wrapped
 from watnn.layers import ShadowConv, ShadowLayer, WATConv1d, WATLinear, as_2d, shadow_layers
 from watnn.modes import Model, layer_keys
@@ -60,6 +60,8 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None, *, crop:
     crop: False keeps every kernel whole, zeros included: for models whose own code looks at their convolutions, as those
           that pad the input by `conv.kernel_size` or read `conv.weight.dtype` (MobileNetV2 and ViT of transformers)
     A parametrized weight (weight_norm, spectral_norm) is exported as the weight it stands for.
+    A weight that the layer shares with something else (an lm_head with its embedding) is untied where it changes: in DOM,
+    and where a gain is folded in; a warning says so.
     A layer with shadows > 1 is exported with its first shadow, which is the one that shadows=1 gives, and a warning says
     so.
     Raises ValueError for another mode, a key with mode="aom", DOM of a model without shadow layers, or a model that is
@@ -76,6 +78,21 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None, *, crop:
     copied = copy.deepcopy(model).eval()
     for _, layer in shadow_layers(copied):
         _bake_parametrizations(layer)
+    shared = shared_weights(copied)
+    untied = {
+        name: layer
+        for name, layer in shadow_layers(copied)
+        if name in shared and (folds_gain(layer) if mode == "aom" else layer.transform is not None)
+    }
+    for layer in untied.values():
+        layer.weight = nn.Parameter(layer.weight.detach().clone(), layer.weight.requires_grad)
+    if untied:
+        name = next(iter(untied))
+        warnings.warn(
+            f"{name}.weight was one Parameter with {shared[name]} ({len(untied)} such layers) and has values of its own in "
+            "the export; save it as a model without tied weights",
+            stacklevel=2,
+        )
     if mode == "aom":
         return revert(copied)
     keys = _dom_keys(layers, key)

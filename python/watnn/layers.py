@@ -19,6 +19,7 @@ from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, shad
 from wat_kernels.dispatch import check_name
 from wat_kernels.mixture import check_strength
 from wat_kernels.noise import TensorNoise
+from watnn.bypass import Watch, note_call, watch_weight
 from watnn.keys import SharedKeys, fresh_key
 from watnn.transforms import Transform
 
@@ -52,6 +53,7 @@ class ShadowLayer(nn.Module):
     parametrizations: nn.ModuleDict  # where torch.nn.utils.parametrize has made one
     _strength = 1.0
     _scaled_noise: TensorNoise | None = None
+    _watch: Watch | None = None  # set by convert
 
     def _set_up(
         self, transform: Transform | None, gain: str | None, shadows: int, backend: str, aom_gain: bool
@@ -156,6 +158,12 @@ class ShadowLayer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self.dom_key = self.dom_key  # where the weight is now
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if mode:
+            watch_weight(self)
         return self
 
     def _key(self, x: Tensor) -> Tensor:
@@ -312,6 +320,7 @@ class WATConv2d(ShadowConv, nn.Conv2d):
         self._set_up(transform, gain, shadows, backend, aom_gain)
 
     def forward(self, input: Tensor) -> Tensor:
+        note_call(self)
         if not self.computes_shadow:
             return self._conv_forward(input, self._plain_weight(), self.bias)
         padding: str | int | tuple[int, ...] = self.padding
@@ -381,6 +390,7 @@ class WATConv1d(ShadowConv, nn.Conv1d):
         self._set_up(transform, gain, shadows, backend, aom_gain)
 
     def forward(self, input: Tensor) -> Tensor:
+        note_call(self)
         if not self.computes_shadow:
             return self._conv_forward(input, self._plain_weight(), self.bias)
         if input.ndim not in (2, 3):
@@ -450,6 +460,7 @@ class WATLinear(ShadowLayer, nn.Linear):
             self.matrix_grid = MixedGrid(self.matrix_grid, strength)
 
     def forward(self, input: Tensor) -> Tensor:
+        note_call(self)
         if not self.computes_shadow:
             return F.linear(input, self._plain_weight(), self.bias)
         return shadow_linear(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import watnn
 from torch import nn
+from watnn import bypass
 from watnn.layers import shadow_layers
 from watnn.transforms import WAT, DropConnect, MultiplicativeNoise, RandomAffine
 
@@ -16,6 +17,8 @@ pytest.importorskip("accelerate")
 from transformers import Trainer, TrainingArguments
 from transformers.models.convnext import ConvNextConfig, ConvNextForImageClassification
 from transformers.models.distilbert import DistilBertConfig, DistilBertForMaskedLM
+from transformers.models.gpt2 import GPT2Config, GPT2LMHeadModel
+from transformers.models.mamba import MambaConfig, MambaForCausalLM
 from transformers.models.mobilenet_v2 import MobileNetV2Config, MobileNetV2ForImageClassification
 from transformers.models.resnet import ResNetConfig, ResNetForImageClassification
 from transformers.models.vit import ViTConfig, ViTForImageClassification
@@ -174,15 +177,94 @@ def test_initialization_knows_shadow_layers_for_what_they_are():
     assert layer.gain == 1
 
 
-def test_tied_weights_are_refused_by_name():
-    model = DistilBertForMaskedLM(
+TOKENS = torch.arange(12).view(2, 6)
+
+
+def distilbert():
+    return DistilBertForMaskedLM(
         DistilBertConfig(vocab_size=50, dim=16, n_layers=1, n_heads=2, hidden_dim=32, max_position_embeddings=16)
     )
-    with pytest.raises(ValueError, match=r"embeddings\.weight and vocab_projector\.weight are one Parameter"):
-        watnn.convert(model, DropConnect(0.1))
-    converted = watnn.convert(model, DropConnect(0.1), exclude="vocab_projector")
+
+
+def gpt2():
+    tokens = {"bos_token_id": 1, "eos_token_id": 2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=16, **tokens))
+
+
+def mamba():
+    return MambaForCausalLM(MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4))
+
+
+def token_logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=TOKENS).logits
+
+
+def token_step(model):
+    model.train()(input_ids=TOKENS, labels=TOKENS).loss.backward()
+
+
+def test_a_tied_head_is_left_and_the_rest_is_converted(caplog):
+    converted = watnn.convert(distilbert(), DropConnect(0.1))
+    assert type(converted.vocab_projector) is nn.Linear
+    assert "vocab_projector (one Parameter with distilbert.embeddings.word_embeddings.weight;" in caplog.text
     assert converted.vocab_projector.weight is converted.distilbert.embeddings.word_embeddings.weight
-    tokens = torch.arange(12).view(2, 6)
-    converted(input_ids=tokens, labels=tokens).loss.backward()
+    token_step(converted)
     assert all(layer.weight.grad.abs().sum() > 0 for _, layer in shadow_layers(converted))
     assert len(shadow_layers(converted)) == 7
+
+
+def test_a_model_with_nothing_but_a_tied_head_says_so():
+    """The layers of GPT-2 are Conv1D, a class of transformers."""
+    message = r"no shadow layer for Conv1D.*lm_head: one Parameter with transformer\.wte\.weight; name it in include"
+    with pytest.raises(ValueError, match=message):
+        watnn.convert(gpt2(), DropConnect(0.1))
+
+
+@pytest.mark.parametrize(("build", "head"), [(gpt2, "lm_head"), (distilbert, "vocab_projector")])
+def test_a_tied_head_that_is_named_stays_tied_when_saved_and_loaded(build, head, tmp_path):
+    original = build()
+    model = watnn.convert(original, DropConnect(0.3), include=head)
+    embedding = model.get_input_embeddings()
+    assert type(model.get_submodule(head)) is watnn.WATLinear and model.get_submodule(head).weight is embedding.weight
+    assert list(model.state_dict()) == list(original.state_dict())
+    before = embedding.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    token_step(model)
+    optimizer.step()
+    assert not torch.equal(embedding.weight, before)
+    plain = token_logits(model)
+    with watnn.dom(model, key=3):
+        assert not torch.allclose(token_logits(model), plain, atol=1e-4)
+    model.tie_weights()
+    assert model.get_submodule(head).weight is embedding.weight
+
+    model.save_pretrained(tmp_path)
+    loaded = type(original).from_pretrained(tmp_path)
+    assert loaded.get_submodule(head).weight is loaded.get_input_embeddings().weight
+    torch.testing.assert_close(token_logits(loaded), plain)
+    fresh = watnn.convert(build(), DropConnect(0.3), include=head)
+    fresh.load_state_dict(model.state_dict())
+    torch.testing.assert_close(token_logits(fresh), plain)
+
+
+def test_a_tied_head_with_a_gain_is_saved_untied(tmp_path):
+    model = watnn.convert(gpt2(), DropConnect(0.3), include="lm_head", gain="layer")
+    nn.init.constant_(model.lm_head.gain, 2.0)
+    with pytest.warns(UserWarning, match=r"lm_head\.weight was one Parameter with transformer\.wte\.weight"):
+        exported = watnn.export(model)
+    exported.config.tie_word_embeddings = False
+    exported.save_pretrained(tmp_path)
+    torch.testing.assert_close(token_logits(GPT2LMHeadModel.from_pretrained(tmp_path)), token_logits(model))
+
+
+def test_a_mixer_that_reads_its_convolution_is_noticed_twice(monkeypatch):
+    """By convert in the source, by the first training step in what happens."""
+    monkeypatch.setattr(bypass, "_traced", False)  # whatever other tests compiled
+    with pytest.warns(UserWarning, match=r"MambaMixer reads self\.conv1d\.weight and never calls self\.conv1d"):
+        model = watnn.convert(mamba(), WAT())
+    with pytest.warns(UserWarning, match="shadow layer that was not called") as record:
+        token_step(model)
+        token_step(model)
+    named = [str(warning.message).split()[0] for warning in record if "shadow layer" in str(warning.message)]
+    assert sorted(named) == [f"backbone.layers.{layer}.mixer.conv1d" for layer in range(2)]

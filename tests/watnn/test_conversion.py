@@ -2,11 +2,13 @@
 
 import copy
 import logging
+import pickle
 
 import pytest
 import torch
 import watnn
 from torch import nn
+from watnn.conversion import reasons_left
 from watnn.transforms import WAT, Compose, DropConnect, MultiplicativeNoise, RandomAffine, RandomHorizontalFlip
 
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
@@ -36,7 +38,14 @@ def test_a_grid_transform_converts_the_convolutions_it_can_change(caplog):
     assert types(model)["0"] == "Conv2d"
     assert converted[0].weight is not model[0].weight
     message = caplog.records[0].getMessage()
-    assert "2 (the transform cannot change a 1x1 kernel)" in message and "5 (a grid transform" in message
+    assert message == (
+        "convert: 2 layers redraw their weight, 2 are left: 2 (the transform cannot change a 1x1 kernel), "
+        "5 (a grid transform; name it in include to move the whole matrix); see watnn.summary(model)"
+    )
+    assert [(name, module, why[:13]) for name, module, why in reasons_left(converted)] == [
+        ("2", converted[2], "the transform"),
+        ("5", converted[5], "a grid transf"),
+    ]
 
 
 def test_noise_converts_every_layer():
@@ -114,7 +123,7 @@ def test_subclasses_are_left(caplog):
     model = nn.Sequential(Special(3, 3, 3), nn.Conv2d(3, 3, 3))
     converted = watnn.convert(model, TRANSLATE)
     assert type(converted[0]) is Special
-    assert "0 (no shadow layer for Special)" in caplog.records[0].getMessage()
+    assert "1 are left: 0 (no shadow layer for Special);" in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize("gain", [None, "layer", "channel"])
@@ -195,7 +204,7 @@ def weight_normed():
         (network(), {"shadows": 0}, ValueError, "shadows=0"),
         (network(), {"shadows": 1.5}, ValueError, r"shadows=1\.5"),
         (network(), {"backend": "gpu"}, ValueError, "backend='gpu'; accepted are auto, cuda"),
-        (tied(), {}, ValueError, r"0\.weight and 1\.weight are one Parameter"),
+        (tied(), {}, ValueError, r"nothing to convert in Sequential.*0: one Parameter with 1\.weight"),
         (weight_normed(), {}, ValueError, r"1\.weight is not a leaf Parameter"),
         (watnn.convert(network(), TRANSLATE), {}, ValueError, "nothing to convert.*already a shadow layer"),
     ],
@@ -244,3 +253,116 @@ def test_fused_encoder_layers_call_their_shadow_layers(norm_first):
         )
         for name in ("activation_relu_or_gelu", "use_nested_tensor"):
             assert getattr(module, name, None) == getattr(original, name, None)
+
+
+def test_the_log_line_is_short_whatever_the_size(caplog):
+    model = nn.Sequential(nn.Conv2d(3, 3, 3), *[nn.Linear(4, 4) for _ in range(100)])
+    converted = watnn.convert(nn.ModuleDict({"body": model}), TRANSLATE)
+    assert len(caplog.records) == 1 and len(caplog.records[0].getMessage()) < 200
+    assert "1 layers redraw their weight, 100 are left: 100 (a grid transform" in caplog.records[0].getMessage()
+    converted = pickle.loads(pickle.dumps(copy.deepcopy(converted)))
+    left = reasons_left(nn.Sequential(converted))
+    assert [name for name, _, _ in left] == [f"0.body.{i}" for i in range(1, 101)]
+    assert left[0][1] is converted["body"][1]
+
+
+def test_reasons_of_two_conversions_and_none_after_revert():
+    converted = watnn.convert(network(), TRANSLATE)
+    converted = watnn.convert(converted, DropConnect(0.1), include="5")
+    assert [name for name, _, _ in reasons_left(converted)] == ["2"]
+    reverted = watnn.revert(converted)
+    assert reasons_left(reverted) == [] and set(vars(reverted)) == set(vars(network()))
+
+
+class Language(nn.Module):
+    """An embedding, a body, and a head that has the embedding's weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.wte = nn.Embedding(11, 6)
+        self.body = nn.Linear(6, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.wte.weight
+
+    def forward(self, tokens):
+        return self.head(self.body(self.wte(tokens)))
+
+
+TOKENS = torch.arange(10).view(2, 5)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_tied_weight_is_left_and_named_and_the_rest_is_converted(inplace, caplog):
+    model = watnn.convert(Language(), DropConnect(0.5), inplace=inplace)
+    assert types(model) == {"wte": "Embedding", "body": "WATLinear", "head": "Linear"}
+    assert model.head.weight is model.wte.weight
+    assert [(name, why) for name, _, why in reasons_left(model)] == [
+        ("wte", "no shadow layer for Embedding"),
+        ("head", "one Parameter with wte.weight; name it in include to redraw it here only"),
+    ]
+    assert "head (one Parameter with wte.weight;" in caplog.records[0].getMessage()
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("include", ["head", nn.Linear, lambda name, module: name == "head"])
+def test_a_tied_weight_that_is_named_is_redrawn_at_one_place(include, inplace):
+    original = Language()
+    model = watnn.convert(original, DropConnect(0.5), include=include, inplace=inplace)
+    assert isinstance(model.head, watnn.WATLinear) and model.head.weight is model.wte.weight
+    assert (model.head.weight is original.wte.weight) == inplace
+    assert sorted(model.state_dict()) == sorted(Language().state_dict())
+    with watnn.dom(model, key=5):
+        shadow = watnn.shadow_weight(model.head, model.head.dom_key)
+        body = nn.functional.embedding(TOKENS, model.wte.weight)  # PW
+        torch.testing.assert_close(model(TOKENS), model.body(body) @ shadow.T)
+    assert not torch.equal(shadow, model.wte.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = model.wte.weight.detach().clone()
+    model(TOKENS).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.wte.weight, before) and model.head.weight is model.wte.weight
+    fresh = Language()
+    fresh.load_state_dict(model.state_dict())
+    watnn.aom(model)
+    torch.testing.assert_close(fresh(TOKENS), model(TOKENS))
+    assert watnn.revert(model).head.weight is model.wte.weight
+
+
+def test_two_tied_linear_layers_are_left_or_both_redraw():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    assert types(watnn.convert(model, DropConnect(0.5))) == {"0": "Linear", "1": "Linear", "2": "WATLinear"}
+    named = watnn.convert(model, DropConnect(0.5), include=["0", "1"])
+    assert types(named) == {"0": "WATLinear", "1": "WATLinear", "2": "Linear"}
+    assert named[0].weight is named[1].weight
+    x = torch.randn(3, 4)
+    with watnn.dom(named, key=1):
+        first, second = (watnn.shadow_weight(layer, layer.dom_key) for layer in (named[0], named[1]))
+        torch.testing.assert_close(named[:2](x), (x @ first.T + model[0].bias) @ second.T + model[1].bias)
+    assert not torch.equal(first, second)
+
+
+def test_a_weight_that_is_also_an_attribute_of_its_parent_is_shared():
+    model = nn.ModuleDict({"a": nn.Linear(4, 4), "b": nn.Linear(4, 4)})
+    model.register_parameter("table", model["a"].weight)
+    assert types(watnn.convert(model, DropConnect(0.5))) == {"a": "Linear", "b": "WATLinear"}
+    named = watnn.convert(model, DropConnect(0.5), include="a")
+    assert isinstance(named["a"], watnn.WATLinear) and named.table is named["a"].weight
+
+
+@pytest.mark.parametrize("mode", ["aom", "dom"])
+def test_a_gain_on_a_tied_weight_is_folded_into_a_copy_only(mode):
+    model = watnn.convert(Language(), DropConnect(0.5), include="head", gain="layer").eval()
+    nn.init.constant_(model.head.gain, 3.0)
+    untouched(model, watnn.revert, ValueError, r"head\.gain cannot be folded into head\.weight.*wte\.weight.*export")
+    with pytest.warns(UserWarning, match=r"head\.weight was one Parameter with wte\.weight"):
+        exported = watnn.export(model, mode=mode, key=2 if mode == "dom" else None)
+    assert torch.equal(exported.wte.weight, model.wte.weight)
+    if mode == "dom":
+        watnn.dom(model, key=2)
+    torch.testing.assert_close(exported(TOKENS), model(TOKENS))
+
+
+def test_an_export_without_gain_stays_tied(recwarn):
+    exported = watnn.export(watnn.convert(Language(), DropConnect(0.5), include="head"))
+    assert exported.head.weight is exported.wte.weight and type(exported.head) is nn.Linear and not recwarn.list

@@ -19,7 +19,7 @@ def plain():
 @pytest.mark.parametrize("inplace", [False, True])
 def test_converting_twice(inplace):
     model = watnn.convert(plain(), TRANSLATE)
-    message = r"0: already a shadow layer; 2: already.*converted already: watnn\.revert\(model\) first, or assign"
+    message = r"\(0, 2: already a shadow layer\).*converted already: watnn\.revert\(model\) first, or assign"
     with pytest.raises(ValueError, match=message):
         watnn.convert(model, WAT(), inplace=inplace)
     watnn.convert(watnn.revert(model), WAT())
