@@ -29,6 +29,13 @@ HOST_FLAGS = [
 ]
 
 
+def without_paths() -> list[str]:
+    """Flags that keep the folders of this machine out of the libraries, where torch's headers write their own names."""
+    from torch.utils.cpp_extension import include_paths
+
+    return [f"-ffile-prefix-map={folder}=torch" for folder in include_paths()] + [f"-ffile-prefix-map={Path.cwd()}=."]
+
+
 def refusal() -> str:
     """Why a C++ extension cannot be built here, or an empty string."""
     try:
@@ -43,7 +50,7 @@ def refusal() -> str:
 def extension() -> Extension:
     from torch.utils.cpp_extension import CppExtension
 
-    flags, link = list(HOST_FLAGS), []
+    flags, link = [*HOST_FLAGS, *without_paths()], []
     if sanitize := os.environ.get("WAT_SANITIZE"):
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
         link += [f"-fsanitize={sanitize}"]

@@ -66,7 +66,7 @@ def extension() -> Extension:
         include_dirs=include,
         library_dirs=library,
         libraries=["cudart_static", "rt", "dl", "pthread"],
-        extra_compile_args=list(cpu.HOST_FLAGS),
+        extra_compile_args=[*cpu.HOST_FLAGS, *cpu.without_paths()],
         extra_link_args=["-Wl,--exclude-libs,ALL"],  # a statically linked runtime keeps its names to itself
         py_limited_api=True,
     )

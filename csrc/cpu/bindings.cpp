@@ -5,13 +5,16 @@
 
 #include <string>
 
+#include "../common/check.h"
 #include "isa.h"
 
 namespace {
 
+constexpr char kOp[] = "native_isa";
+
 // "" asks for the instruction set in use; a name switches to it, for tests.
 std::string native_isa(std::string name) {
-  STD_TORCH_CHECK(name.empty() || wat::set_isa(name.c_str()), "isa=", name,
+  WAT_CHECK(name.empty() || wat::set_isa(name.c_str()), "isa=", name,
                   " is not one of avx512, avx2, portable or this processor does not have it");
   return wat::isa_name(wat::isa());
 }

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/check.h"
 #include "conv_problem.h"
 #include "dense.h"
 #include "depthwise.h"
@@ -22,7 +23,8 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr char kNoScratch[] = "shadow_conv2d.native: no memory for at most 2 MiB of scratch a thread";
+constexpr char kOp[] = "shadow_conv2d.native";
+constexpr char kNoScratch[] = "no memory for at most 2 MiB of scratch a thread";
 constexpr int64_t kTinyWork = int64_t{1} << 20;  // multiply-adds that one thread finishes before another wakes up
 
 struct Shape4 {
@@ -57,9 +59,9 @@ bool is_channels_last(const Shape4& shape) { return is_dense(shape, true) && !is
 Tensor allocate(const Shape4& shape, const Tensor& like) {
   AtenTensorHandle handle;
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(4, shape.size, shape.stride, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  WAT_CALL_TORCH("read a dtype", aoti_torch_get_dtype(like.get(), &dtype));
+  WAT_CALL_TORCH("allocate a result", aoti_torch_empty_strided(4, shape.size, shape.stride, dtype,
+                                                               aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   huge_pages(tensor.data_ptr(), tensor.numel() * (dtype == aoti_torch_dtype_float32() ? 4 : 2));
   return tensor;
@@ -68,8 +70,8 @@ Tensor allocate(const Shape4& shape, const Tensor& like) {
 Tensor allocate_vector(int64_t size, int32_t dtype) {
   AtenTensorHandle handle;
   const int64_t stride = 1;
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(1, &size, &stride, dtype, aoti_torch_device_type_cpu(), 0, &handle));
+  WAT_CALL_TORCH("allocate a result",
+                 aoti_torch_empty_strided(1, &size, &stride, dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
 
@@ -156,18 +158,19 @@ struct Arguments {
         thresholds(adjacent(thresholds_in)),
         taps(adjacent(taps_in)),
         taps_t(adjacent(taps_t_in)) {
-    STD_TORCH_CHECK(x.dim() == 4 && weight.dim() == 4, "x and weight must have four dimensions");
+    WAT_CHECK(x.dim() == 4 && weight.dim() == 4, "x and weight must have four dimensions");
     const Shape4 xs = shape_of(x), ws = shape_of(weight);
     const ScalarType dtype = x.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
-                    "shadow_conv2d.native takes float32 and bfloat16");
-    STD_TORCH_CHECK(weight.scalar_type() == dtype, "x and weight must have one dtype");
-    STD_TORCH_CHECK(groups >= 1 && ws.size[0] % groups == 0 && xs.size[1] == ws.size[1] * groups, "groups=", groups,
+    WAT_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
+                    "x must be float32 or bfloat16");
+    WAT_CHECK(weight.scalar_type() == dtype, "x and weight must have one dtype");
+    WAT_CHECK(groups >= 1 && ws.size[0] % groups == 0 && xs.size[1] == ws.size[1] * groups, "groups=", groups,
                     " does not fit x of ", xs.size[1], " channels and weight of (", ws.size[0], ", ", ws.size[1], ")");
-    STD_TORCH_CHECK(shadows >= 1 && xs.size[0] % shadows == 0, "shadows=", shadows, " does not divide the batch of ",
+    WAT_CHECK(xs.size[1] >= 1, "x has no channels");
+    WAT_CHECK(shadows >= 1 && xs.size[0] % shadows == 0, "shadows=", shadows, " does not divide the batch of ",
                     xs.size[0]);
-    STD_TORCH_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2, "stride, padding, dilation");
-    STD_TORCH_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
+    WAT_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2, "stride and dilation must have two elements, padding four");
+    WAT_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
     channels_last = is_channels_last(xs) || is_channels_last(ws);
     p.bf16 = dtype == ScalarType::BFloat16;
     p.N = xs.size[0], p.C = xs.size[1], p.H = xs.size[2], p.W = xs.size[3];
@@ -179,8 +182,8 @@ struct Arguments {
     p.dilation_h = dilation[0], p.dilation_w = dilation[1];
     p.OH = (p.H + padding[0] + padding[1] - p.dilation_h * (p.kh - 1) - 1) / p.stride_h + 1;
     p.OW = (p.W + padding[2] + padding[3] - p.dilation_w * (p.kw - 1) - 1) / p.stride_w + 1;
-    STD_TORCH_CHECK(p.K >= 1 && p.K <= 4096, "a kernel of ", p.K, " taps; accepted are 1 to 4096");
-    STD_TORCH_CHECK(p.OH >= 0 && p.OW >= 0, "x is smaller than the kernel");
+    WAT_CHECK(p.K >= 1 && p.K <= 4096, "a kernel of ", p.K, " taps; accepted are 1 to 4096");
+    WAT_CHECK(p.OH >= 0 && p.OW >= 0, "x is smaller than the kernel");
     p.shadows = shadows, p.chunk = p.N / shadows;
     rows = {p.H, p.OH, p.kh, p.stride_h, p.pad_top, p.dilation_h};
     columns = {p.W, p.OW, p.kw, p.stride_w, p.pad_left, p.dilation_w};
@@ -191,22 +194,22 @@ struct Arguments {
     }
     p.weight = weight.const_data_ptr();
     p.gain = gain.data, p.gain_count = gain.count;
-    STD_TORCH_CHECK(gain.count <= 1 || gain.count == p.O, "gain has ", gain.count, " elements; accepted are 1 and ", p.O);
+    WAT_CHECK(gain.count <= 1 || gain.count == p.O, "gain has ", gain.count, " elements; accepted are 1 and ", p.O);
 
     p.key = static_cast<uint64_t>(*static_cast<const int64_t*>(key.const_data_ptr()));
-    STD_TORCH_CHECK(thresholds.scalar_type() == ScalarType::Long && taps.scalar_type() == ScalarType::Int &&
+    WAT_CHECK(thresholds.scalar_type() == ScalarType::Long && taps.scalar_type() == ScalarType::Int &&
                         taps_t.scalar_type() == ScalarType::Int && taps.dim() == 2 && taps_t.dim() == 2,
                     "thresholds must be int64, taps and taps_t int32 with two dimensions");
     p.rows = thresholds.numel();
     p.ell_length = taps.size(1), p.ell_t_length = taps_t.size(1);
-    STD_TORCH_CHECK(p.rows >= 1 && taps.size(0) == p.rows && taps_t.size(0) == p.rows &&
+    WAT_CHECK(p.rows >= 1 && taps.size(0) == p.rows && taps_t.size(0) == p.rows &&
                         1 + p.K + 2 * p.K * ell_width(p.ell_length, p.K) == p.ell_length &&
                         1 + p.K + 2 * p.K * ell_width(p.ell_t_length, p.K) == p.ell_t_length,
                     "taps are for another kernel size than the weight's ", p.kh, "x", p.kw);
     p.thresholds = static_cast<const int64_t*>(thresholds.const_data_ptr());
     p.taps = static_cast<const int32_t*>(taps.const_data_ptr());
     p.taps_t = static_cast<const int32_t*>(taps_t.const_data_ptr());
-    STD_TORCH_CHECK(noise >= 0 && noise <= 2, "noise=", noise, "; accepted are 0, 1 and 2");
+    WAT_CHECK(noise >= 0 && noise <= 2, "noise=", noise, "; accepted are 0, 1 and 2");
     p.noise = static_cast<int>(noise);
     p.amount = amount;
     workers = p.N * p.OH * p.OW * p.O * p.I * p.K < kTinyWork ? 1 : num_workers();
@@ -243,7 +246,7 @@ Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Te
               noise, amount);
   ConvProblem& p = a.p;
   const SmallVector bias(bias_in);
-  STD_TORCH_CHECK(bias.data == nullptr || bias.count == p.O, "bias has ", bias.count, " elements; accepted is ", p.O);
+  WAT_CHECK(bias.data == nullptr || bias.count == p.O, "bias has ", bias.count, " elements; accepted is ", p.O);
   p.bias = bias.data;
   Output y(p.N, p.O, p.OH, p.OW, a.channels_last, x_in);
   if (a.empty()) return y.result;
@@ -252,7 +255,7 @@ Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Te
   p.y = y.written.mutable_data_ptr();
   const Plan plan(forward_classes(a.rows), forward_classes(a.columns), a.workers);
   const auto run = a.depthwise() ? WAT_PICK(depthwise_forward) : WAT_PICK(dense_forward);
-  STD_TORCH_CHECK(run(p, plan.plan), kNoScratch);
+  WAT_CHECK(run(p, plan.plan), kNoScratch);
   return y.finish();
 }
 
@@ -265,14 +268,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
               noise, amount);
   ConvProblem& p = a.p;
   const int32_t float32 = aoti_torch_dtype_float32();
-  STD_TORCH_CHECK(mask.size() == 4, "mask must have four elements");
-  STD_TORCH_CHECK(dy_in.dim() == 4 && dy_in.size(0) == p.N && dy_in.size(1) == p.O && dy_in.size(2) == p.OH &&
+  WAT_CHECK(mask.size() == 4, "mask must have four elements");
+  WAT_CHECK(dy_in.dim() == 4 && dy_in.size(0) == p.N && dy_in.size(1) == p.O && dy_in.size(2) == p.OH &&
                       dy_in.size(3) == p.OW && dy_in.scalar_type() == x_in.scalar_type(),
                   "dy must have the shape and dtype of y");
   const bool want_dgain = mask[3] && gain_in.has_value();
   const bool want_weight = mask[1] || mask[2] || want_dgain;
   int32_t dtype;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(x_in.get(), &dtype));
+  WAT_CALL_TORCH("read a dtype", aoti_torch_get_dtype(x_in.get(), &dtype));
   const auto none = [dtype] { return allocate_vector(0, dtype); };  // results must not alias each other
   std::optional<Output> dx;
   Tensor dweight(nullptr), dbias(nullptr), dgain(nullptr);
@@ -287,12 +290,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   if (mask[2]) dbias = allocate_vector(p.O, float32);
   if (want_dgain) dgain = allocate_vector(p.gain_count, float32);
 
-  if (a.empty() || p.C == 0) {
+  if (a.empty()) {
     if (dx) torch::stable::zero_(dx->result);
     if (want_weight) torch::stable::zero_(dweight);
     if (mask[2]) torch::stable::zero_(dbias);
     if (want_dgain) torch::stable::zero_(dgain);
-    STD_TORCH_CHECK(a.empty() || !mask[2], "dbias of a convolution without input channels");
   } else {
     const Tensor dy = with_adjacent_channels(dy_in);
     a.set_y(shape_of(dy));
@@ -310,9 +312,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     if (dx || a.depthwise()) {
       const Plan plan(gradient_classes(a.rows), gradient_classes(a.columns), a.workers);
       const auto run = a.depthwise() ? WAT_PICK(depthwise_backward) : WAT_PICK(dense_data_gradient);
-      STD_TORCH_CHECK(run(p, plan.plan), kNoScratch);
+      WAT_CHECK(run(p, plan.plan), kNoScratch);
     }
-    if (want_weight && !a.depthwise()) STD_TORCH_CHECK(WAT_PICK(dense_weight_gradient)(p, a.workers), kNoScratch);
+    if (want_weight && !a.depthwise()) WAT_CHECK(WAT_PICK(dense_weight_gradient)(p, a.workers), kNoScratch);
   }
   if (mask[2] && p.bf16) dbias = torch::stable::to(dbias, ScalarType::BFloat16);
   if (want_dgain) {

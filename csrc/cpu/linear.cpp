@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../common/check.h"
 #include "memory.h"
 
 namespace wat {
@@ -17,6 +18,8 @@ namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+constexpr char kOp[] = "shadow_linear.native";
 
 // A (rows, columns) tensor whose columns are adjacent: itself, or a contiguous copy.
 Tensor adjacent_columns(const Tensor& t) {
@@ -32,15 +35,15 @@ std::optional<Tensor> small_fp32(const std::optional<Tensor>& t) {
 void fill(LinearProblem& p, const Tensor& x, const Tensor& weight, const std::optional<Tensor>& gain,
           const Tensor& key, const std::optional<Tensor>& thresholds, const std::optional<Tensor>& grid, int64_t shadows,
           int64_t noise, double amount) {
-  STD_TORCH_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
-                  "shadow_linear.native: x must be (rows, in) and weight (out, in)");
-  STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
-                  "shadow_linear.native: x must be float32 or bfloat16");
-  STD_TORCH_CHECK(weight.scalar_type() == x.scalar_type(), "shadow_linear.native: x and weight must have one dtype");
-  STD_TORCH_CHECK(shadows >= 1 && x.size(0) % shadows == 0, "shadows=", shadows, " does not divide the ", x.size(0),
+  WAT_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
+                  "x must be (rows, in) and weight (out, in)");
+  WAT_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
+                  "x must be float32 or bfloat16");
+  WAT_CHECK(weight.scalar_type() == x.scalar_type(), "x and weight must have one dtype");
+  WAT_CHECK(shadows >= 1 && x.size(0) % shadows == 0, "shadows=", shadows, " does not divide the ", x.size(0),
                   " rows of x");
-  STD_TORCH_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
-  STD_TORCH_CHECK(grid.has_value() == thresholds.has_value(), "grid and grid_thresholds come together");
+  WAT_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
+  WAT_CHECK(grid.has_value() == thresholds.has_value(), "grid and grid_thresholds come together");
   p.rows = x.size(0), p.in = x.size(1), p.out = weight.size(0);
   p.shadows = shadows, p.chunk = p.rows / shadows;
   p.bf16 = x.scalar_type() == ScalarType::BFloat16;
@@ -49,12 +52,12 @@ void fill(LinearProblem& p, const Tensor& x, const Tensor& weight, const std::op
   if (gain.has_value()) {
     p.gain = static_cast<const float*>(gain->const_data_ptr());
     p.gain_count = gain->numel();
-    STD_TORCH_CHECK(p.gain_count == 1 || p.gain_count == p.out, "gain has ", p.gain_count, " elements, accepted are 1 and ",
+    WAT_CHECK(p.gain_count == 1 || p.gain_count == p.out, "gain has ", p.gain_count, " elements, accepted are 1 and ",
                     p.out);
   }
   p.key = static_cast<uint64_t>(*static_cast<const int64_t*>(key.const_data_ptr()));
   if (grid.has_value()) {
-    STD_TORCH_CHECK(grid->dim() == 2 && grid->size(0) >= 1 && grid->size(1) == 4 && thresholds->numel() == grid->size(0) &&
+    WAT_CHECK(grid->dim() == 2 && grid->size(0) >= 1 && grid->size(1) == 4 && thresholds->numel() == grid->size(0) &&
                         grid->scalar_type() == ScalarType::Long && thresholds->scalar_type() == ScalarType::Long,
                     "grid must be (R, 4) int64 and grid_thresholds (R,) int64");
     p.grid = static_cast<const int64_t*>(grid->const_data_ptr());
@@ -70,7 +73,7 @@ std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
   return torch::stable::contiguous(*t);
 }
 
-constexpr char kNoScratch[] = "shadow_linear.native: no memory for at most 2 MiB of scratch a thread";
+constexpr char kNoScratch[] = "no memory for at most 2 MiB of scratch a thread";
 
 Tensor forward(const Tensor x_, const Tensor weight_, const std::optional<Tensor> bias_, const std::optional<Tensor> gain_,
                const Tensor key, const std::optional<Tensor> thresholds_, const std::optional<Tensor> grid_,
@@ -81,7 +84,7 @@ Tensor forward(const Tensor x_, const Tensor weight_, const std::optional<Tensor
   LinearProblem p{};
   fill(p, x, weight, gain, key, thresholds, grid, shadows, noise, amount);
   if (bias.has_value()) {
-    STD_TORCH_CHECK(bias->numel() == p.out, "bias has ", bias->numel(), " elements, accepted is ", p.out);
+    WAT_CHECK(bias->numel() == p.out, "bias has ", bias->numel(), " elements, accepted is ", p.out);
     p.bias = static_cast<const float*>(bias->const_data_ptr());
   }
   const int64_t sizes[] = {p.rows, p.out};
@@ -91,7 +94,7 @@ Tensor forward(const Tensor x_, const Tensor weight_, const std::optional<Tensor
   p.y = y.mutable_data_ptr();
   huge_pages(p.y, y.numel() * y.element_size());
   p.y_row = p.out;
-  STD_TORCH_CHECK(WAT_PICK(linear_forward)(p), kNoScratch);
+  WAT_CHECK(WAT_PICK(linear_forward)(p), kNoScratch);
   return y;
 }
 
@@ -100,14 +103,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor dy_, const Tens
                                                     const std::optional<Tensor> thresholds_,
                                                     const std::optional<Tensor> grid_, int64_t shadows, int64_t noise,
                                                     double amount, std::vector<bool> mask) {
-  STD_TORCH_CHECK(mask.size() == 4, "mask must have four elements");
+  WAT_CHECK(mask.size() == 4, "mask must have four elements");
   const Tensor dy = adjacent_columns(dy_), x = adjacent_columns(x_), weight = adjacent_columns(weight_);
   const auto gain = small_fp32(gain_);
   const auto thresholds = contiguous(thresholds_), grid = contiguous(grid_);
   LinearProblem p{};
   fill(p, x, weight, gain, key, thresholds, grid, shadows, noise, amount);
-  STD_TORCH_CHECK(dy.dim() == 2 && dy.size(0) == p.rows && dy.size(1) == p.out && dy.scalar_type() == x.scalar_type(),
-                  "shadow_linear.native: dy must be (rows, out) of the dtype of x");
+  WAT_CHECK(dy.dim() == 2 && dy.size(0) == p.rows && dy.size(1) == p.out && dy.scalar_type() == x.scalar_type(),
+                  "dy must be (rows, out) of the dtype of x");
   const bool want_dgain = mask[3] && gain_.has_value();
   const bool nothing = p.rows == 0 || p.in == 0 || p.out == 0;
 
@@ -133,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor dy_, const Tens
     if (mask[1] || want_dgain) p.dweight = dweight.mutable_data_ptr(), p.dweight_row = p.in;
     if (mask[2]) p.dbias = static_cast<float*>(dbias.mutable_data_ptr());
     if (want_dgain) p.dgain_partial = static_cast<float*>(partial.mutable_data_ptr());
-    STD_TORCH_CHECK(WAT_PICK(linear_backward)(p), kNoScratch);
+    WAT_CHECK(WAT_PICK(linear_backward)(p), kNoScratch);
   }
 
   if (mask[2] && p.bf16) dbias = torch::stable::to(dbias, ScalarType::BFloat16);

@@ -9,6 +9,8 @@
 #include <optional>
 #include <vector>
 
+#include "../common/check.h"
+
 #ifndef WAT_DISPATCH_KEY
 #define WAT_DISPATCH_KEY CUDA  // the emulation of the kernels registers itself for the CPU
 #endif
@@ -19,7 +21,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-#define WAT_CHECK(condition, ...) STD_TORCH_CHECK(condition, "shadow_conv2d.cuda: ", __VA_ARGS__)
+constexpr char kOp[] = "shadow_conv2d.cuda";
 
 Scalar scalar_of(const Tensor& t) {
   const ScalarType type = t.scalar_type();

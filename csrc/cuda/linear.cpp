@@ -7,6 +7,8 @@
 
 #include <optional>
 
+#include "../common/check.h"
+
 #ifndef WAT_DISPATCH_KEY
 #define WAT_DISPATCH_KEY CUDA  // the emulation of the kernels registers itself for the CPU
 #endif
@@ -17,16 +19,17 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+constexpr char kOp[] = "shadow_linear.cuda";
+
 int dtype_of(const Tensor& t) {
   const ScalarType type = t.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
-                  "shadow_linear.cuda: accepted are float32, float16 and bfloat16");
+  WAT_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
+                  "accepted are float32, float16 and bfloat16");
   return type == ScalarType::Float ? kFloat : type == ScalarType::Half ? kHalf : kBFloat16;
 }
 
 Matrix matrix(const Tensor& t, int dtype, int64_t rows, int64_t columns, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && dtype_of(t) == dtype, "shadow_linear.cuda: ",
-                  name, " must be (", rows, ", ", columns, ") of the dtype of the weight");
+  WAT_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && dtype_of(t) == dtype, name, " must be (", rows, ", ", columns, ") of the dtype of the weight");
   const int64_t row = t.stride(0), column = t.stride(1);
   void* data = const_cast<void*>(t.const_data_ptr());
   const bool whole = (column == 1 || columns <= 1) && row * static_cast<int64_t>(t.element_size()) % 16 == 0;
@@ -36,7 +39,7 @@ Matrix matrix(const Tensor& t, int dtype, int64_t rows, int64_t columns, const c
 Vector vector(const std::optional<Tensor>& t, int64_t size, bool one_for_all, const char* name) {
   if (!t.has_value()) return {nullptr, 0, kFloat};
   const bool one = one_for_all && t->numel() == 1;
-  STD_TORCH_CHECK(one || (t->dim() == 1 && t->numel() == size), "shadow_linear.cuda: ", name, " has ", t->numel(),
+  WAT_CHECK(one || (t->dim() == 1 && t->numel() == size), name, " has ", t->numel(),
                   " elements, accepted is ", size);
   return {t->const_data_ptr(), one ? 0 : t->stride(0), dtype_of(*t)};
 }
@@ -47,10 +50,10 @@ LinearProblem problem(const Tensor& rows, const Tensor& weight, const std::optio
                       int64_t noise, double amount) {
   LinearProblem p{};
   p.rows = rows.size(0), p.out = weight.size(0), p.in = weight.size(1);
-  STD_TORCH_CHECK(p.rows <= kMostRows, "shadow_linear.cuda: ", p.rows, " rows; accepted are at most ", kMostRows);
-  STD_TORCH_CHECK(shadows >= 1 && p.rows % shadows == 0, "shadows=", shadows, " does not divide the ", p.rows, " rows of x");
-  STD_TORCH_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
-  STD_TORCH_CHECK(grid.has_value() == thresholds.has_value(), "grid and grid_thresholds come together");
+  WAT_CHECK(p.rows <= kMostRows, p.rows, " rows; accepted are at most ", kMostRows);
+  WAT_CHECK(shadows >= 1 && p.rows % shadows == 0, "shadows=", shadows, " does not divide the ", p.rows, " rows of x");
+  WAT_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
+  WAT_CHECK(grid.has_value() == thresholds.has_value(), "grid and grid_thresholds come together");
   p.shadows = shadows, p.chunk = p.rows / shadows;
   p.dtype = dtype_of(weight);
   p.weight = matrix(weight, p.dtype, p.out, p.in, "weight");
@@ -58,7 +61,7 @@ LinearProblem problem(const Tensor& rows, const Tensor& weight, const std::optio
   p.bias = {nullptr, 0, kFloat};
   p.key = static_cast<const int64_t*>(key.const_data_ptr());
   if (grid.has_value()) {
-    STD_TORCH_CHECK(grid->dim() == 2 && grid->size(0) >= 1 && grid->size(1) == 4 && grid->is_contiguous() &&
+    WAT_CHECK(grid->dim() == 2 && grid->size(0) >= 1 && grid->size(1) == 4 && grid->is_contiguous() &&
                         thresholds->numel() == grid->size(0) && thresholds->is_contiguous() &&
                         grid->scalar_type() == ScalarType::Long && thresholds->scalar_type() == ScalarType::Long,
                     "grid must be (R, 4) int64 and grid_thresholds (R,) int64");
@@ -75,7 +78,7 @@ using Launch = const char* (*)(const LinearProblem&, int, uintptr_t);
 
 void run(Launch launch, const LinearProblem& p, const Tensor& on, int64_t stream) {
   const char* error = launch(p, on.get_device(), static_cast<uintptr_t>(stream));
-  STD_TORCH_CHECK(error == nullptr, "shadow_linear.cuda: ", error);
+  WAT_CHECK(error == nullptr, error);
 }
 
 void forward(const Tensor x, const Tensor weight, const std::optional<Tensor> bias, const std::optional<Tensor> gain,
@@ -94,7 +97,7 @@ void backward_gain(const Tensor dy, const Tensor x, const Tensor weight, const T
   LinearProblem p = problem(x, weight, std::nullopt, key, thresholds, grid, shadows, noise, amount);
   p.x = matrix(x, p.dtype, p.rows, p.in, "x");
   p.dy = matrix(dy, p.dtype, p.rows, p.out, "dy");
-  STD_TORCH_CHECK(dgain.dim() == 1 && dgain.size(0) == p.out && dgain.scalar_type() == ScalarType::Float && dgain.is_contiguous(),
+  WAT_CHECK(dgain.dim() == 1 && dgain.size(0) == p.out && dgain.scalar_type() == ScalarType::Float && dgain.is_contiguous(),
                   "shadow_linear.cuda: dgain must be (out,) float32");
   p.dgain = static_cast<float*>(dgain.mutable_data_ptr());
   run(launch_linear_forward, p, x, stream);
@@ -107,7 +110,7 @@ void backward_data(const Tensor dy, const Tensor weight, const std::optional<Ten
   p.dy = matrix(dy, p.dtype, p.rows, p.out, "dy");
   p.result = matrix(dx, p.dtype, p.rows, p.in, "dx");
   if (parts.has_value()) {
-    STD_TORCH_CHECK(parts->dim() == 3 && parts->size(1) == p.rows && parts->size(2) == p.in && parts->is_contiguous() &&
+    WAT_CHECK(parts->dim() == 3 && parts->size(1) == p.rows && parts->size(2) == p.in && parts->is_contiguous() &&
                         parts->scalar_type() == ScalarType::Float,
                     "shadow_linear.cuda: parts must be (splits, rows, in) float32");
     p.parts = static_cast<float*>(parts->mutable_data_ptr());

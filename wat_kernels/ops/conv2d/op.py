@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wat_kernels import autograd, dispatch
@@ -80,15 +81,23 @@ def shadow_conv2d(
     batched = x if x.ndim == 4 else x.unsqueeze(0)
     inputs = cast(cast_to, batched, weight, bias)
     with without_autocast(cast_to, x.device.type):
-        y = autograd.apply("shadow_conv2d", plan.backend, *inputs, gain, key, (*table.on(x.device), *plan.arguments))
+        if plan.empty:
+            y = _plain(*inputs, gain, *plan.arguments)
+        else:
+            arguments = (*table.on(x.device), *plan.arguments)
+            y = autograd.apply("shadow_conv2d", plan.backend, *inputs, gain, key, arguments)
     return y if x.ndim == 4 else y.squeeze(0)
 
 
 class _Plan(NamedTuple):
-    """What a call comes down to once it is checked: the backend, and the op's arguments after the table."""
+    """What a call comes down to once it is checked: the backend, and the op's arguments after the table.
+
+    empty: without input channels there is no weight to draw
+    """
 
     backend: str
     arguments: tuple
+    empty: bool
 
 
 @once
@@ -119,9 +128,13 @@ def _plan(
     _check_channels(channels, weight.shape, groups)
     check_table(table, kernel)
     output = output_size(size, kernel, stride, pads, dilation)
-    if min(output) < 0 or (min(output) == 0 and min(size) > 0):
+    if min(output) < 1:
         raise ValueError(
             f"x of {tuple(size)} padded by {pads} is smaller than the kernel {kernel} with dilation {dilation}"
+        )
+    if min(size) == 0 and batch > 0 and channels > 0:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; accepted are images without pixels only without batch or channels"
         )
     check_noise(noise)
     check_shadows(shadows, batch)
@@ -129,7 +142,27 @@ def _plan(
     dtype = cast_dtype(cast_to, x.dtype)
     call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code)
     chosen = dispatch.choose("shadow_conv2d", BACKENDS, backend, environment, call)
-    return _Plan(chosen, (stride, pads, dilation, groups, shadows, code, amount))
+    return _Plan(chosen, (stride, pads, dilation, groups, shadows, code, amount), channels == 0)
+
+
+def _plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int, int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    *_drawn: object,
+) -> Tensor:
+    """torch's own convolution of images without channels, whatever torch makes of them."""
+    top, bottom, left, right = padding
+    if (top, left) != (bottom, right):
+        x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+    if gain is not None:
+        weight = weight * gain.reshape(-1, 1, 1, 1).to(weight.dtype)
+    return F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
 
 
 def check_table(table: TapTable, kernel: tuple[int, int]) -> None:
@@ -142,6 +175,8 @@ def check_table(table: TapTable, kernel: tuple[int, int]) -> None:
 
 
 def _check_channels(channels: int, weight: torch.Size, groups: int) -> None:
+    if weight[0] == 0:
+        raise ValueError(f"weight has shape {tuple(weight)}; accepted is at least one output channel")
     if not isinstance(groups, int) or groups < 1 or weight[0] % groups:
         raise ValueError(f"groups={groups!r}; accepted is an int >= 1 that divides the {weight[0]} output channels")
     if channels != weight[1] * groups:

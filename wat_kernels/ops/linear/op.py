@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wat_kernels import autograd, dispatch
@@ -69,19 +70,26 @@ def shadow_linear(
     cast_to = autocast_dtype(x.device.type)
     plan = _plan(*metas, cast_to, grid, noise, shadows, backend, dispatch.environment())
     key = as_key(key, x.device)
-    rows = x if x.ndim == 2 else x.reshape(-1, x.shape[-1])
+    rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     grid_tensors = (None, None) if grid is None else grid.on(x.device)
     inputs = cast(cast_to, rows, weight, bias)
     with without_autocast(cast_to, x.device.type):
-        y = autograd.apply("shadow_linear", plan.backend, *inputs, gain, key, (*grid_tensors, *plan.arguments))
+        if plan.empty:
+            y = _plain(*inputs, gain)
+        else:
+            y = autograd.apply("shadow_linear", plan.backend, *inputs, gain, key, (*grid_tensors, *plan.arguments))
     return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
 class _Plan(NamedTuple):
-    """What a call comes down to once it is checked: the backend, and the op's arguments after the grid."""
+    """What a call comes down to once it is checked: the backend, and the op's arguments after the grid.
+
+    empty: without features there is no weight to draw
+    """
 
     backend: str
     arguments: tuple
+    empty: bool
 
 
 @once
@@ -114,4 +122,11 @@ def _plan(
         x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code, rows=rows
     )
     chosen = dispatch.choose("shadow_linear", BACKENDS, backend, environment, call)
-    return _Plan(chosen, (shadows, code, amount))
+    return _Plan(chosen, (shadows, code, amount), 0 in weight.shape)
+
+
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> Tensor:
+    """torch's own linear layer without input or output features."""
+    if gain is not None:
+        weight = weight * gain.reshape(-1, 1).to(weight.dtype)
+    return F.linear(x, weight, bias)
