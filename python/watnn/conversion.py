@@ -6,7 +6,7 @@ import copy
 import fnmatch
 import logging
 from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias, overload
+from typing import Any, TypeAlias, cast, overload
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from watnn.bypass import Watch, warn_of_readers, watch_weight
 from watnn.distributed import refuse_wrapped
-from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, as_2d, shadow_layers
+from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, as_2d, is_lazy, shadow_layers
 from watnn.modes import Model
 from watnn.transforms import Transform
 
@@ -301,6 +301,8 @@ def _reason_to_leave(module: nn.Module, transform: Transform, named: bool) -> st
     if parametrize.is_parametrized(module):
         return "parametrized: convert it first, then parametrize the shadow layer"
     cls = _SHADOW_OF.get(type(module))
+    if is_lazy(module):
+        return "its weight has no shape yet: call the model once, then convert it"
     if cls is None:
         return f"no shadow layer for {type(module).__name__}"
     if transform.noise is not None and transform.grid is None:
@@ -309,8 +311,7 @@ def _reason_to_leave(module: nn.Module, transform: Transform, named: bool) -> st
         return "the transform changes nothing"
     if cls is WATLinear:
         return None if named else "a grid transform; name it in include to move the whole matrix"
-    assert isinstance(module, nn.Conv1d | nn.Conv2d)
-    kernel = as_2d(module.kernel_size, 1)
+    kernel = as_2d(cast(tuple[int, ...], module.kernel_size), 1)
     if transform.noise is None and transform.grid.tap_table(kernel).is_identity:
         return f"the transform cannot change a {kernel[0]}x{kernel[1]} kernel"
     return None

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, shadow_conv2d, shadow_linear
 from wat_kernels.dispatch import check_name
@@ -91,7 +92,10 @@ class ShadowLayer(nn.Module):
         Raises TypeError for another layer, ValueError when its weight is not a leaf Parameter.
         """
         if type(module) is not cls.torch_layer:
-            raise TypeError(f"module is {type(module).__name__}; accepted is torch.nn.{cls.torch_layer.__name__}")
+            advice = ", which its first forward turns it into: call it once" if is_lazy(module) else ""
+            raise TypeError(
+                f"module is {type(module).__name__}; accepted is torch.nn.{cls.torch_layer.__name__}{advice}"
+            )
         if not isinstance(module._parameters.get("weight"), nn.Parameter) or not module.weight.is_leaf:
             raise ValueError(
                 f"module.weight of {module} is not a leaf Parameter (weight_norm or pruning?); "
@@ -166,13 +170,13 @@ class ShadowLayer(nn.Module):
             watch_weight(self)
         return self
 
-    def _key(self, x: Tensor) -> Tensor:
+    def _key(self, input: Tensor) -> Tensor:
         self._warn_of_a_gain_without_optimizer()
         if self.mode == "dom" and self._dom_key is not None:
-            return self._dom_key.to(x.device)
+            return self._dom_key.to(input.device)
         if self.shared_keys is not None:
-            return self.shared_keys.draw().to(x.device)
-        return fresh_key(x.device)
+            return self.shared_keys.draw().to(input.device)
+        return fresh_key(input.device)
 
     def _warn_of_a_gain_without_optimizer(self) -> None:
         """An optimizer that was built before the gain existed clears and updates the weight, and never the gain."""
@@ -208,6 +212,19 @@ class ShadowLayer(nn.Module):
                 f"weight is {type(self.weight).__name__}, which cannot be multiplied by the gain; "
                 "quantize what watnn.export returns, where the gain is folded in"
             ) from error
+
+    def reset_parameters(self) -> None:
+        """As the torch layer does; the gain becomes 1."""
+        super().reset_parameters()  # type: ignore[misc]  # of the torch layer, which comes next in the order of bases
+        gain = self._parameters.get("gain")  # not there yet when the torch layer's constructor calls this
+        if gain is not None:
+            nn.init.ones_(gain)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        # torch.jit.script asks for what to script in a module's place; it would put that into the model itself
+        raise TypeError(
+            f"{type(self).__name__} cannot be scripted; export the model first: torch.jit.script(watnn.export(model))"
+        )
 
     def _load_from_state_dict(
         self,
@@ -303,8 +320,7 @@ class WATConv2d(ShadowConv, nn.Conv2d):
         backend: str = "auto",
         aom_gain: bool = True,
     ):
-        nn.Conv2d.__init__(
-            self,
+        super().__init__(
             in_channels,
             out_channels,
             kernel_size,
@@ -323,6 +339,7 @@ class WATConv2d(ShadowConv, nn.Conv2d):
         note_call(self)
         if not self.computes_shadow:
             return self._conv_forward(input, self._plain_weight(), self.bias)
+        _check_input(input)
         padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
@@ -373,8 +390,7 @@ class WATConv1d(ShadowConv, nn.Conv1d):
         backend: str = "auto",
         aom_gain: bool = True,
     ):
-        nn.Conv1d.__init__(
-            self,
+        super().__init__(
             in_channels,
             out_channels,
             kernel_size,
@@ -393,6 +409,7 @@ class WATConv1d(ShadowConv, nn.Conv1d):
         note_call(self)
         if not self.computes_shadow:
             return self._conv_forward(input, self._plain_weight(), self.bias)
+        _check_input(input)
         if input.ndim not in (2, 3):
             raise ValueError(f"input has shape {tuple(input.shape)}; accepted is (N, C, L) or (C, L)")
         padding: str | int | tuple[int, ...] = self.padding if isinstance(self.padding, str) else as_2d(self.padding, 0)
@@ -444,7 +461,7 @@ class WATLinear(ShadowLayer, nn.Linear):
         backend: str = "auto",
         aom_gain: bool = True,
     ):
-        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
+        super().__init__(in_features, out_features, bias, device, dtype)
         self._set_up(transform, gain, shadows, backend, aom_gain)
 
     def _compile_transform(self, transform: Transform | None) -> None:
@@ -463,6 +480,7 @@ class WATLinear(ShadowLayer, nn.Linear):
         note_call(self)
         if not self.computes_shadow:
             return F.linear(input, self._plain_weight(), self.bias)
+        _check_input(input)
         return shadow_linear(
             input,
             self.weight,
@@ -474,6 +492,11 @@ class WATLinear(ShadowLayer, nn.Linear):
             shadows=self.shadows,
             backend=self.backend,
         )
+
+
+def _check_input(input: object) -> None:
+    if not isinstance(input, Tensor):
+        raise TypeError(f"input is {type(input).__name__}; accepted is a tensor")
 
 
 def as_2d(sizes: tuple[int, ...], first: int) -> tuple[int, int]:
@@ -493,6 +516,11 @@ def adopt(module: nn.Module, cls: type[Layer]) -> Layer:
         {name: value.copy() if isinstance(value, dict | set) else value for name, value in module.__dict__.items()}
     )
     return layer
+
+
+def is_lazy(module: nn.Module) -> bool:
+    """Whether this is one of torch's lazy layers whose weight has no shape before the first forward."""
+    return isinstance(module, LazyModuleMixin) and module.has_uninitialized_params()
 
 
 def shadow_layers(model: nn.Module) -> list[tuple[str, ShadowLayer]]:
