@@ -9,7 +9,7 @@ import pytest
 import torch
 import watnn
 from torch import nn
-from watnn.transforms import WAT, DropConnect, Identity, MultiplicativeNoise, RandomResizedCrop
+from watnn.transforms import WAT, DropConnect, Identity, MultiplicativeNoise, RandomAffine, RandomResizedCrop
 
 from wat_kernels import TapTable, shadow_conv2d, shadow_linear
 
