@@ -1,12 +1,15 @@
-"""The autograd function that every op and every backend shares: twice differentiable, and open to torch.func."""
+"""The autograd function that every op and every backend shares: twice differentiable, in reverse and in forward mode, and
+open to torch.func.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from wat_kernels import torch_func
 from wat_kernels.checks import autocast_dtype, without_autocast
@@ -69,8 +72,23 @@ class _Shadow(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
         ctx.save_for_backward(x, weight, gain, key)
+        if forward_ad._current_level >= 0:  # within a dual level, which asks for `jvp` next
+            ctx.save_for_forward(x, weight, gain, key)
         ctx.op, ctx.backend, ctx.arguments = op, backend, arguments
         return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
+
+    @staticmethod
+    def jvp(ctx, _op, _backend, x_t, weight_t, bias_t, gain_t, *_rest):
+        """The op is linear in x, in the weight and in the gain, so that its tangent is a sum of calls of itself."""
+        x, weight, gain, key = ctx.saved_tensors
+        calls = [(x_t, weight, gain), (x, weight_t, gain), (x, weight, gain_t)]
+        given = [call for call, tangent in zip(calls, (x_t, weight_t, gain_t), strict=True) if tangent is not None]
+        given = given or [(torch.zeros_like(x), weight, gain)]  # the bias alone
+        terms = [
+            apply(ctx.op, ctx.backend, a, b, bias_t if i == 0 else None, c, key, ctx.arguments)
+            for i, (a, b, c) in enumerate(given)
+        ]
+        return sum(terms[1:], terms[0])
 
     @staticmethod
     def backward(ctx, dy):
@@ -79,7 +97,7 @@ class _Shadow(torch.autograd.Function):
         with without_autocast(autocast_dtype(device), device):  # backward may be called where autocast is on
             if torch_func.active():
                 grads = _TransformedBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
-            elif torch.is_grad_enabled():
+            elif torch.is_grad_enabled() or forward_ad._current_level >= 0:
                 grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
             else:
                 overload = _overload(f"{ctx.op}_bwd", ctx.backend, ctx.arguments)
@@ -97,17 +115,43 @@ class _ShadowBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask):
         ctx.save_for_backward(dy, x, weight, gain, key)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(dy, x, weight, gain, key)
         ctx.op, ctx.arguments, ctx.mask = op, arguments, mask
         return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
 
     @staticmethod
-    def backward(ctx, *grad_grads):
-        *inputs, key = ctx.saved_tensors
+    def _first_derivative(ctx, inputs: Sequence[Tensor | None], key: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+        """The reference's gradients as a function of those of dy, x, weight and gain that there are."""
 
         def first_derivative(*present: Tensor) -> tuple[Tensor, ...]:
             dy, x, weight, gain = _in_place_of(inputs, present)
             return _reference_grads(ctx.op, dy, x, weight, gain, key, ctx.arguments, ctx.mask)
 
+        return first_derivative
+
+    @staticmethod
+    def jvp(ctx, _op, _backend, *tangents):
+        *inputs, key = ctx.saved_tensors
+        dy, x, weight, gain = inputs
+        first_derivative = _ShadowBackward._first_derivative(ctx, inputs, key)
+        moved = tuple(
+            torch.zeros_like(t) if tangent is None else tangent
+            for t, tangent in zip(inputs, tangents, strict=False)
+            if t is not None
+        )
+        # torch cannot nest forward mode outside of torch.func: the derivative of u -> J^T u, taken in reverse, is J itself
+        pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))[1]
+        results = (x, weight, dy.new_zeros(weight.shape[0]), gain)
+        somewhere = tuple(torch.zeros_like(t) for t, asked in zip(results, ctx.mask, strict=True) if asked)
+        found = iter(torch.func.vjp(lambda *u: pull(u), *somewhere)[1](moved))
+        # what was not asked for is an empty tensor of x's dtype
+        return tuple(next(found) if asked else x.new_zeros(0) for asked in ctx.mask)
+
+    @staticmethod
+    def backward(ctx, *grad_grads):
+        *inputs, key = ctx.saved_tensors
+        first_derivative = _ShadowBackward._first_derivative(ctx, inputs, key)
         pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))[1]
         found = pull(tuple(gg for gg, asked in zip(grad_grads, ctx.mask, strict=True) if asked))
         return None, None, *_in_place_of(inputs, found), None, None, None
@@ -155,6 +199,7 @@ class _TransformedShadow(_Shadow):
     def setup_context(ctx, inputs, output):
         ctx.op, ctx.backend, x, weight, _, gain, key, ctx.arguments = inputs
         ctx.save_for_backward(x, weight, gain, key)
+        ctx.save_for_forward(x, weight, gain, key)
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
@@ -172,6 +217,7 @@ class _TransformedBackward(_ShadowBackward):
     def setup_context(ctx, inputs, output):
         ctx.op, _, dy, x, weight, gain, key, ctx.arguments, ctx.mask = inputs
         ctx.save_for_backward(dy, x, weight, gain, key)
+        ctx.save_for_forward(dy, x, weight, gain, key)
 
     @staticmethod
     def vmap(info, in_dims, *arguments):
