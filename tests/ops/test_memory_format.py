@@ -114,8 +114,23 @@ def test_layers_of_unbatched_input_and_of_sequences(backend):
             sequences.zero_grad(), plain.zero_grad()
 
 
+@pytest.mark.parametrize("backend", [name for name in RUNNING if name not in ("reference", "triton")])
+def test_fakes_have_the_strides_of_results(backend):
+    """What torch.compile plans with, where formats are mixed and sizes are 1 or 0."""
+    forward, backward = (getattr(getattr(torch.ops.wat_kernels, op), backend)
+                         for op in ("shadow_conv2d", "shadow_conv2d_bwd"))  # fmt: skip
+    key, gain = torch.tensor(3, device=DEVICE), torch.ones(4, device=DEVICE)
+    draw = (key, *TapTable.identity((3, 3)).on(gain.device), [1, 1], [1, 1, 1, 1], [1, 1], 1, 1, 0, 0.0)
+    for n, c, size, x_form, weight_form in product((0, 2), (1, 2), (1, 5), FORMS, FORMS):
+        x, weight = new((n, c, size, size), x_form), new((4, c, 3, 3), weight_form)
+        for form, kernels in product(FORMS, (weight, weight.mT)):
+            torch.library.opcheck(forward, (x, kernels, None, gain, *draw), test_utils="test_faketensor")
+            arguments = (new((n, 4, size, size), form), x, kernels, gain, *draw, [True, True, False, True])
+            torch.library.opcheck(backward, arguments, test_utils="test_faketensor")
+
+
 def test_the_format_is_read_as_torch_reads_it():
-    """suggest_memory_format() as Python sees it: what an elementwise operation of torch keeps."""
+    """Against torch's own Python twin of suggest_memory_format()."""
     weight = torch.empty(1, 1, 1, 1)
     for size in product((0, 1, 2), (0, 1, 3), (0, 1, 4), (0, 1, 5)):
         for form in FORMS:

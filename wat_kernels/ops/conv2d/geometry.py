@@ -66,8 +66,10 @@ def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
 
 def _is_channels_last(image: Tensor) -> bool:
     """torch's is_channels_last_strides_2d (c10/core/MemoryFormat.h) for (N, C, H, W): the order of strides, not density."""
-    n, c, h, w = image.shape
     stride_n, stride_c, stride_h, stride_w = image.stride()
+    if stride_c > stride_w:  # contiguous, most often
+        return False
+    n, c, h, w = image.shape
     # the last comparison tells (N, 1, 1, 1), which has no format, from the others
     return (
         stride_c > 0
