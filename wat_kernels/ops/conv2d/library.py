@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wat_kernels.dispatch import Call
 from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from
-from wat_kernels.ops.conv2d.geometry import Padding, memory_format, output_size
+from wat_kernels.ops.conv2d.geometry import Padding, laid_out, memory_format, output_size
 from wat_kernels.torch_library import implement
 
 
@@ -175,7 +175,7 @@ def _fwd(
             window = _window(chunk, shadow.pad)
             parts.append(torch.conv2d(window, shadow.weight, bias, stride, shadow.symmetric, dilation, groups))
     y = torch.cat(parts) if shadows > 1 else parts[0]
-    return y.contiguous(memory_format=memory_format(x, weight))
+    return laid_out(y, memory_format(x, weight))
 
 
 def _bwd(
@@ -234,8 +234,8 @@ def _bwd(
         unscaled *= gain.reshape(-1, 1, 1)
     dweight = unscaled.view(weight.shape).to(weight.dtype)
     return (
-        torch.cat(x_parts).contiguous(memory_format=form) if needs_x else x.new_empty(0),
-        dweight.contiguous(memory_format=memory_format(weight)) if needs_weight else x.new_empty(0),
+        laid_out(torch.cat(x_parts), form) if needs_x else x.new_empty(0),
+        laid_out(dweight, form) if needs_weight else x.new_empty(0),
         dy.sum((0, 2, 3)) if needs_bias else x.new_empty(0),
         dgain,
     )
