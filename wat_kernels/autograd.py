@@ -121,7 +121,7 @@ class _ShadowBackward(torch.autograd.Function):
         return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
 
     @staticmethod
-    def _first_derivative(ctx, inputs: Sequence[Tensor | None], key: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+    def _first_derivative(ctx: Any, inputs: Sequence[Tensor | None], key: Tensor) -> Callable[..., tuple[Tensor, ...]]:
         """The reference's gradients as a function of those of dy, x, weight and gain that there are."""
 
         def first_derivative(*present: Tensor) -> tuple[Tensor, ...]:

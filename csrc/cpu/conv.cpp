@@ -39,22 +39,22 @@ Shape4 shape_of(const Tensor& t) {
 }
 
 Shape4 dense_shape(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last) {
-  const auto least = [](int64_t a) { return a > 1 ? a : 1; };  // as torch strides an empty tensor
-  if (channels_last) return {{n, c, h, w}, {least(h) * least(w) * least(c), 1, least(w) * least(c), least(c)}};
+  const auto least = [](int64_t a) { return a > 1 ? a : 1; };  // as torch strides an empty tensor, in this format only
+  if (channels_last) return {{n, c, h, w}, {h * w * c, 1, w * c, c}};
   return {{n, c, h, w}, {least(c) * least(h) * least(w), least(h) * least(w), least(w), 1}};
 }
 
-bool is_dense(const Shape4& shape, bool channels_last) {
-  const Shape4 dense = dense_shape(shape.size[0], shape.size[1], shape.size[2], shape.size[3], channels_last);
-  for (int d = 0; d < 4; ++d) {
-    if (shape.size[d] == 0) return true;
-    if (shape.size[d] != 1 && shape.stride[d] != dense.stride[d]) return false;
+// Whether torch calls these strides channels_last: by their order, sizes of 1 included. As in ops/conv2d/geometry.py.
+bool is_channels_last(const Shape4& shape) {
+  const int64_t *size = shape.size, *stride = shape.stride;
+  int64_t least = 1;
+  for (const int d : {1, 3, 2, 0}) {
+    if (size[d] == 0 || stride[d] < least) return false;
+    if (d == 0 && least == stride[1]) return false;  // (N, 1, 1, 1) has no format
+    least = stride[d] * size[d];
   }
   return true;
 }
-
-// Dense in channels_last, and not only because sizes of 1 make the two formats one.
-bool is_channels_last(const Shape4& shape) { return is_dense(shape, true) && !is_dense(shape, false); }
 
 Tensor allocate(const Shape4& shape, const Tensor& like) {
   AtenTensorHandle handle;
@@ -144,7 +144,7 @@ struct Arguments {
   SmallVector gain;
   Tensor thresholds, taps, taps_t;
   ConvProblem p{};
-  bool channels_last;  // of y and dx
+  bool channels_last;  // y and the gradients of x and weight
   Axis rows, columns;
   int workers;
 
@@ -282,8 +282,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   if (mask[0]) dx.emplace(p.N, p.C, p.H, p.W, a.channels_last, x_in);
   Shape4 dw_shape{};
   if (want_weight) {
-    const Shape4 ws = shape_of(weight_in);
-    dw_shape = dense_shape(p.O, p.I, p.kh, p.kw, is_channels_last(ws));
+    dw_shape = dense_shape(p.O, p.I, p.kh, p.kw, a.channels_last);
     dweight = allocate(dw_shape, weight_in);
     set_weight_strides(dw_shape, p.K, &p.dw_o, &p.dw_i, &p.dw_t);
   }
@@ -320,14 +319,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   if (want_dgain) {
     dgain = torch::stable::view(dgain, gain_in->sizes());
     if (gain_in->scalar_type() != ScalarType::Float) dgain = torch::stable::to(dgain, gain_in->scalar_type());
-  }
-  if (mask[1]) {
-    const Shape4 ws = shape_of(weight_in);
-    if (!is_dense(ws, false) && !is_dense(ws, true)) {  // some other order of strides, which torch would keep
-      Tensor like = torch::stable::empty_like(weight_in);
-      torch::stable::copy_(like, dweight);
-      dweight = like;
-    }
   }
   return {dx ? dx->finish() : none(), mask[1] ? dweight : none(), mask[2] ? dbias : none(), want_dgain ? dgain : none()};
 }

@@ -230,6 +230,19 @@ struct WeightGradient {
     }
   }
 
+  // Elements [c, c + n) of the weight in the order of its gradient, which may have the other layout.
+  Vec weight_line(const T* weight, bool taps_fastest, int64_t c, int n) const {
+    if (taps_fastest ? p.w_t == 1 && p.w_i == p.K : p.w_i == 1) {
+      return n == Vec::width ? load_vec(weight + c) : load_vec(weight + c, n);
+    }
+    float line[Vec::width] = {};
+    for (int r = 0; r < n; ++r) {
+      const int64_t e = c + r;
+      line[r] = load_one(weight + (taps_fastest ? e / p.K * p.w_i + e % p.K * p.w_t : e * p.w_i));
+    }
+    return Vec::load(line);
+  }
+
   // room.dpw, transposed and times the gain, to dweight; <PW, dPW> of each output channel to `gain_sums`.
   void write(int64_t o, int64_t count, int vectors, int64_t i0, int64_t inputs, float* gain_sums, const Room& room) const {
     const bool taps_fastest = p.dw_t == 1;
@@ -249,8 +262,8 @@ struct WeightGradient {
           for (int r = 0; r < outputs; ++r) {
             const int64_t at = o + v * Vec::width + r;
             if (gain_sums) {
-              const T* weight = static_cast<const T*>(p.weight) + at * p.w_o + i0 * p.w_i + run * p.w_t + c;
-              dot[r] = fma(n == Vec::width ? load_vec(weight) : load_vec(weight, n), rows[r], dot[r]);
+              const T* weight = static_cast<const T*>(p.weight) + at * p.w_o + i0 * p.w_i + run * p.w_t;
+              dot[r] = fma(weight_line(weight, taps_fastest, c, n), rows[r], dot[r]);
             }
             Vec value = rows[r];
             if (p.gain) value = value * Vec::set(p.gain[p.gain_count == 1 ? 0 : at]);

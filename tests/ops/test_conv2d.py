@@ -152,16 +152,6 @@ def test_torch_s_own_samples_with_the_identity(backend, dtype):
     assert seen >= 8
 
 
-@pytest.mark.parametrize("backend", ["reference", "library"])
-@pytest.mark.parametrize("x_form", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("weight_form", [torch.contiguous_format, torch.channels_last])
-def test_memory_format_is_that_of_torch(backend, x_form, weight_form):
-    x = torch.randn(2, 4, 5, 6).to(memory_format=x_form)
-    weight = torch.randn(3, 4, 3, 3).to(memory_format=weight_form)
-    y = shadow_conv2d(x, weight, table=TapTable.identity((3, 3)), key=0, padding=1, backend=backend)
-    assert y.stride() == F.conv2d(x, weight, padding=1).stride()
-
-
 def test_a_key_draws_the_same_and_another_differs():
     x, weight = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
     table = TapTable(torch.randn(16, 9, 9), [1 / 16] * 16)

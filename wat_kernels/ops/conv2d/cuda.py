@@ -106,7 +106,7 @@ def _bwd(
             torch.ops.wat_kernels.cuda_depthwise_gather(dy, weight_read, None, gain_read, *draw, dx, True, *_device(x))
         else:
             dx.zero_()
-    dweight = torch.empty_like(weight_read) if needs_weight else None
+    dweight = torch.empty_like(weight, memory_format=form) if needs_weight else None
     dbias = dy.new_empty(weight.shape[0]) if needs_bias else None
     per_channel = dy.new_empty(weight.shape[0], dtype=torch.float32) if needs_gain else None
     if any(mask[1:]):
@@ -128,8 +128,6 @@ def _bwd(
             for gradient in (dweight, dbias, per_channel):
                 if gradient is not None:
                     gradient.zero_()
-    if dweight is not None and weight_read is not weight:
-        dweight = torch.empty_like(weight).copy_(dweight)
     dgain = None
     if per_channel is not None and gain is not None:
         dgain = (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)

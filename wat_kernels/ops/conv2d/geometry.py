@@ -52,14 +52,43 @@ def output_size(
     return height, width
 
 
-def memory_format(*tensors: Tensor) -> torch.memory_format:
-    """channels_last if one of the tensors is (and not only because sizes are 1), as torch decides it for x and weight.
+def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """That of y (N, O, H_out, W_out), of the gradient of x (N, C, H, W) and of that of the weight (O, C / groups, kh, kw).
 
-    Within torch.func always contiguous: a tensor that vmap batches does not tell.
+    channels_last if the strides of x or of the weight say so, those of sizes of 1 included, as torch decides it
+    (mkldnn_conv_use_channels_last, cudnn_conv_suggest_memory_format). Within torch.func always contiguous: a tensor
+    that vmap batches does not tell.
     """
-    if torch_func.active():
-        return torch.contiguous_format
-    for tensor in tensors:
-        if tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-            return torch.channels_last
+    if not torch_func.active() and (_is_channels_last(x) or _is_channels_last(weight)):
+        return torch.channels_last
     return torch.contiguous_format
+
+
+def _is_channels_last(image: Tensor) -> bool:
+    """torch's is_channels_last_strides_2d (c10/core/MemoryFormat.h) for (N, C, H, W): the order of strides, not density."""
+    stride_n, stride_c, stride_h, stride_w = image.stride()
+    if stride_c > stride_w:  # contiguous, most often
+        return False
+    n, c, h, w = image.shape
+    # the last comparison tells (N, 1, 1, 1), which has no format, from the others
+    return (
+        stride_c > 0
+        and stride_c * c <= stride_w
+        and stride_w * w <= stride_h
+        and stride_h * h <= stride_n
+        and stride_h * h != stride_c
+        and n * c * h * w != 0
+    )
+
+
+def laid_out(image: Tensor, form: torch.memory_format) -> Tensor:
+    """The image (N, C, H, W) with the strides of a new tensor of this format, those of sizes of 1 included.
+
+    Tensor.contiguous() leaves those as they are, and the next layer would read another format from them.
+    """
+    c, h, w = image.shape[1:]
+    if form == torch.channels_last:
+        strides = (h * w * c, 1, w * c, c)
+    else:
+        strides = (max(c, 1) * max(h, 1) * max(w, 1), max(h, 1) * max(w, 1), max(w, 1), 1)
+    return image if image.stride() == strides else image.clone(memory_format=form)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wat_kernels.dispatch import Call
 from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from
-from wat_kernels.ops.conv2d.geometry import Padding, memory_format, output_size
+from wat_kernels.ops.conv2d.geometry import Padding, laid_out, memory_format, output_size
 from wat_kernels.torch_library import implement
 
 
@@ -175,7 +175,7 @@ def _fwd(
             window = _window(chunk, shadow.pad)
             parts.append(torch.conv2d(window, shadow.weight, bias, stride, shadow.symmetric, dilation, groups))
     y = torch.cat(parts) if shadows > 1 else parts[0]
-    return y.contiguous(memory_format=memory_format(x, weight))
+    return laid_out(y, memory_format(x, weight))
 
 
 def _bwd(
@@ -201,7 +201,9 @@ def _bwd(
     formed = _form_shadows(weight, gain, key, thresholds, taps, padding, dilation, shadows, noise, amount)
     x_parts = []
     compute = torch.promote_types(weight.dtype, torch.float32)
-    unscaled = torch.zeros_like(weight, dtype=compute).flatten(2)  # sum over shadows of M^T (dSW * eps)
+    # not a view of something else: forward mode follows no view out of a function that is written in Python
+    dweight = torch.zeros(weight.shape, dtype=compute, device=weight.device)
+    unscaled = dweight.flatten(2)  # a view of it, the sum over shadows of M^T (dSW * eps)
     for chunk, dy_chunk, shadow in zip(x.chunk(shadows), dy.chunk(shadows), formed, strict=True):
         if shadow is None:
             x_parts.append(torch.zeros_like(chunk))
@@ -232,10 +234,9 @@ def _bwd(
         dgain = (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)
     if gain is not None:
         unscaled *= gain.reshape(-1, 1, 1)
-    dweight = unscaled.view(weight.shape).to(weight.dtype)
     return (
-        torch.cat(x_parts).contiguous(memory_format=form) if needs_x else x.new_empty(0),
-        dweight.contiguous(memory_format=memory_format(weight)) if needs_weight else x.new_empty(0),
+        laid_out(torch.cat(x_parts), form) if needs_x else x.new_empty(0),
+        laid_out(dweight.to(weight.dtype), form) if needs_weight else x.new_empty(0),
         dy.sum((0, 2, 3)) if needs_bias else x.new_empty(0),
         dgain,
     )

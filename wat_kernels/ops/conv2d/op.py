@@ -67,7 +67,7 @@ def shadow_conv2d(
     stride, padding, dilation, groups: as in torch.nn.functional.conv2d
     shadows: the batch is cut into this many contiguous chunks, each with its own draw; must divide N
     backend: "auto", "reference", "library", "native", "triton" or "cuda"
-    Returns (N, O, H_out, W_out), channels_last if x or weight is.
+    Returns (N, O, H_out, W_out), in the memory format that torch.nn.functional.conv2d gives.
 
     Raises TypeError or ValueError naming the argument, RuntimeError when a named backend cannot run this call.
     Source: WAT, arXiv 2405.19590; noise from DAMP, arXiv 2406.16540.

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wat_kernels import torch_func
 from wat_kernels.dispatch import Call
 from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from
-from wat_kernels.ops.conv2d.geometry import memory_format
+from wat_kernels.ops.conv2d.geometry import laid_out, memory_format
 from wat_kernels.torch_library import implement
 
 
@@ -61,6 +62,7 @@ def shadow_conv2d(
 ) -> Tensor:
     """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out)."""
     form = memory_format(x, weight)
+    x, weight = _with_gradient_in(form, x), _with_gradient_in(form, weight)
     top, bottom, left, right = padding
     if (top, left) == (bottom, right):
         symmetric = (top, left)
@@ -77,7 +79,16 @@ def shadow_conv2d(
         y = y * gain.reshape(-1, 1, 1).to(y.dtype)
     if bias is not None:
         y = y + bias.reshape(-1, 1, 1)
-    return y.contiguous(memory_format=form)
+    return laid_out(y, form)
+
+
+def _with_gradient_in(form: torch.memory_format, tensor: Tensor) -> Tensor:
+    """The same tensor, whose gradient is laid out in this format as torch's own is; the operations above make others."""
+    if torch_func.active() or not (torch.is_grad_enabled() and tensor.requires_grad):
+        return tensor
+    tensor = torch.ops.aten.alias(tensor)  # a hook of the caller's tensor would stay with it
+    tensor.register_hook(lambda gradient: None if gradient is None else laid_out(gradient, form))
+    return tensor
 
 
 implement("shadow_conv2d", "reference", shadow_conv2d, "CompositeImplicitAutograd")

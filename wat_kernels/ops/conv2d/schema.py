@@ -20,16 +20,17 @@ def _fake_fwd(
     x, weight, bias, gain, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows, noise, amount
 ):
     size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    y = x.new_empty(x.shape[0], weight.shape[0], *size)
-    return y.contiguous(memory_format=memory_format(x, weight))
+    shape = (x.shape[0], weight.shape[0], *size)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x, weight))
 
 
 def _fake_bwd(
     dy, x, weight, gain, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows, noise, amount, mask
 ):
+    form = memory_format(x, weight)
     return (
-        torch.empty_like(x, memory_format=memory_format(x, weight)) if mask[0] else x.new_empty(0),
-        torch.empty_like(weight, memory_format=memory_format(weight)) if mask[1] else x.new_empty(0),
+        torch.empty_like(x, memory_format=form) if mask[0] else x.new_empty(0),
+        torch.empty_like(weight, memory_format=form) if mask[1] else x.new_empty(0),
         dy.new_empty(weight.shape[0]) if mask[2] else x.new_empty(0),
         torch.empty_like(gain) if mask[3] else x.new_empty(0),
     )

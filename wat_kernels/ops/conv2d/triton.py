@@ -216,15 +216,12 @@ def _bwd(
     dx = torch.empty_like(x, memory_format=form) if needs_x else x.new_empty(0)
     if dx.numel():
         _bwd_data(dy, weight_read, gain, dx, key, thresholds, taps, *rest)
-    # of a kernel whose taps are not one stride apart, the gradient is made in another layout and copied
-    dweight = torch.empty_like(weight_read) if needs_weight else None
+    dweight = torch.empty_like(weight, memory_format=form) if needs_weight else None
     dgain = None
     if needs_weight or needs_gain:
         dgain = _bwd_weight(
             dy, _channels_last(x), weight_read, gain, dweight, needs_gain, key, thresholds, taps_t, rest
         )
-    if dweight is not None and weight_read is not weight:
-        dweight = torch.empty_like(weight).copy_(dweight)
     return dx, x.new_empty(0) if dweight is None else dweight, dbias, x.new_empty(0) if dgain is None else dgain
 
 
