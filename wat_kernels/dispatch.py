@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,7 +19,7 @@ NAMES = ("cuda", "triton", "native", "library", "reference")
 class Call(NamedTuple):
     """What backends look at to accept or refuse. `kernel` is (1, 1) and `groups` 1 for a linear layer.
 
-    rows: of the matrix that a linear layer multiplies; 1 for a convolution
+    rows: of the matrix that a linear layer multiplies; for a convolution, output pixels of the whole batch
     """
 
     device: str
@@ -32,9 +33,23 @@ class Call(NamedTuple):
 
 
 class Backend(Protocol):
-    """A module of `ops/<op>/`: it registers its overloads of the op when imported."""
+    """A module of `ops/<op>/`: it registers its overloads of the op when imported.
+
+    A module may also have `worthwhile(call) -> (ok, reason)`: whether `auto` should take it for a call that it supports. A
+    backend that is named is not asked.
+    """
 
     def supports(self, call: Call) -> tuple[bool, str]: ...
+
+
+class Decision(NamedTuple):
+    """Which backend runs a call.
+
+    passed_over: (name, reason) of those that `auto` would rather have taken; empty where the backend was named
+    """
+
+    backend: str
+    passed_over: tuple[tuple[str, str], ...] = ()
 
 
 _logged: set[tuple[str, str, str]] = set()
@@ -45,8 +60,8 @@ def environment() -> str:
     return os.environ.get("WAT_BACKEND", "auto")
 
 
-def choose(op: str, backends: Mapping[str, Backend], requested: str, environment: str, call: Call) -> str:
-    """The name of the backend that runs `call`.
+def decide(op: str, backends: Mapping[str, Backend], requested: str, environment: str, call: Call) -> Decision:
+    """The backend that runs `call`, and why not a faster one.
 
     requested: "auto", or a name; "auto" gives way to `environment`, the value of WAT_BACKEND.
     Raises ValueError for a name that does not exist, RuntimeError with the reason when a named backend cannot run.
@@ -60,13 +75,42 @@ def choose(op: str, backends: Mapping[str, Backend], requested: str, environment
         accepted, reason = backends[requested].supports(call)
         if not accepted:
             raise RuntimeError(f"backend={requested!r} cannot run {op}: {reason}")
-        return requested
+        return Decision(requested)
+    passed_over: list[tuple[str, str]] = []
     for name, backend in backends.items():
         accepted, reason = backend.supports(call)
+        if accepted and hasattr(backend, "worthwhile"):
+            accepted, reason = backend.worthwhile(call)
         if accepted:
-            return name
+            return Decision(name, tuple(passed_over))
+        passed_over.append((name, reason))
         _log_refusal(op, name, reason)
     raise RuntimeError(f"no backend runs {op} for {call}")
+
+
+def choose(op: str, backends: Mapping[str, Backend], requested: str, environment: str, call: Call) -> str:
+    """The name alone of what `decide` decides."""
+    return decide(op, backends, requested, environment, call).backend
+
+
+_recorded: list[Decision] | None = None
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[list[Decision]]:
+    """A block whose calls of ops add what was decided for them to the list, in their order. Not for several threads."""
+    global _recorded
+    before, _recorded = _recorded, []
+    try:
+        yield _recorded
+    finally:
+        _recorded = before
+
+
+def record(decision: Decision) -> None:
+    """Called by each op at each call."""
+    if _recorded is not None:
+        _recorded.append(decision)
 
 
 def _log_refusal(op: str, name: str, reason: str) -> None:

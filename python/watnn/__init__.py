@@ -9,6 +9,7 @@ from watnn.layers import WATConv1d, WATConv2d, WATLinear
 from watnn.modes import aom, auto, dom
 from watnn.report import export_report
 from watnn.schedule import StrengthScheduler
+from watnn.summary import summary
 from watnn.uncertainty import ensemble
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "flops",
     "revert",
     "shadow_weight",
+    "summary",
     "sync_draws",
     "transforms",
 ]

@@ -104,6 +104,11 @@ def flops(model: nn.Module, *inputs: Tensor, key: int | None = None) -> ModelFlo
     return ModelFlops(tuple(rows))
 
 
+def expected_share(layer: ShadowLayer) -> float:
+    """Average work with SW as a share of that with PW, at the present strength."""
+    return _shares(layer, None)[0]
+
+
 def _shares(module: nn.Module, key: int | None) -> tuple[float, float]:
     """(expected, exported) work of a layer as a share of its dense work."""
     if not isinstance(module, ShadowLayer) or module.transform is None:

@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from wat_kernels import Noise, TapTable, dispatch, shadow_conv2d, shadow_linear
+from wat_kernels.extension import NATIVE
+from wat_kernels.ops.conv2d.op import BACKENDS as CONV2D
+from wat_kernels.ops.linear.op import BACKENDS as LINEAR
 
 TABLE = TapTable(torch.stack([torch.eye(9), torch.eye(9).flip(0)]), [0.5, 0.5], (3, 3))
+
+
+BACKENDS = {"shadow_conv2d": CONV2D, "shadow_linear": LINEAR}
 
 
 class Refusing:
@@ -105,3 +111,52 @@ def test_compiled_without_a_graph_break_equals_eager(backend):
                 results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
             for eager, other in zip(*results, strict=True):
                 torch.testing.assert_close(other, eager)
+
+
+class Supporting(Accepting):
+    @staticmethod
+    def worthwhile(call):
+        return call.rows < 100, "slow with many rows"
+
+
+def test_auto_passes_over_what_is_not_worthwhile_and_a_name_does_not():
+    backends = {"cuda": Refusing, "native": Supporting, "library": Accepting}
+    many = CALL._replace(rows=100)
+    decided = dispatch.decide("test_op_5", backends, "auto", "auto", many)
+    assert decided == ("library", (("cuda", "the moon is full"), ("native", "slow with many rows")))
+    assert dispatch.decide("test_op_5", backends, "auto", "auto", CALL) == ("native", (("cuda", "the moon is full"),))
+    assert dispatch.decide("test_op_5", backends, "native", "auto", many) == ("native", ())
+    assert dispatch.decide("test_op_5", backends, "auto", "native", many) == ("native", ())
+
+
+@pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
+def test_without_vector_instructions_auto_takes_the_library_where_that_is_faster():
+    before = torch.ops.wat_kernels.native_isa("")
+
+    def taken(op, **call):
+        return dispatch.choose(op, BACKENDS[op], "auto", "auto", dispatch.Call("cpu", torch.float32, **call))
+
+    dense = {"kernel": (3, 3), "in_channels": 64, "out_channels": 64}
+    depthwise = {**dense, "groups": 64}
+    try:
+        torch.ops.wat_kernels.native_isa("portable")
+        assert taken("shadow_conv2d", **dense, rows=16384) == "library"
+        assert taken("shadow_conv2d", **dense, rows=16) == "native"
+        assert taken("shadow_conv2d", **depthwise, rows=16384) == "native"
+        assert taken("shadow_linear", rows=128) == "native"
+        assert taken("shadow_linear", rows=512) == "library"
+    finally:
+        torch.ops.wat_kernels.native_isa(before)
+    if before != "portable":
+        assert taken("shadow_conv2d", **dense, rows=16384) == taken("shadow_linear", rows=512) == "native"
+
+
+def test_decisions_are_recorded_for_warm_calls_too():
+    x, weight = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3)
+    shadow_conv2d(x, weight, table=TABLE, key=1, backend="library")
+    with dispatch.recording() as decisions:
+        shadow_conv2d(x, weight, table=TABLE, key=1, backend="library")
+        shadow_linear(x, torch.randn(4, 6), key=1, backend="reference")
+    assert [decision.backend for decision in decisions] == ["library", "reference"]
+    shadow_conv2d(x, weight, table=TABLE, key=1)
+    assert len(decisions) == 2

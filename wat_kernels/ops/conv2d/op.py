@@ -84,18 +84,19 @@ def shadow_conv2d(
         if plan.empty:
             y = _plain(*inputs, gain, *plan.arguments)
         else:
+            dispatch.record(plan.decision)
             arguments = (*table.on(x.device), *plan.arguments)
-            y = autograd.apply("shadow_conv2d", plan.backend, *inputs, gain, key, arguments)
+            y = autograd.apply("shadow_conv2d", plan.decision.backend, *inputs, gain, key, arguments)
     return y if x.ndim == 4 else y.squeeze(0)
 
 
 class _Plan(NamedTuple):
-    """What a call comes down to once it is checked: the backend, and the op's arguments after the table.
+    """What a call comes down to once it is checked: the backend and why not a faster one, and the op's arguments after the table.
 
     empty: without input channels there is no weight to draw
     """
 
-    backend: str
+    decision: dispatch.Decision
     arguments: tuple
     empty: bool
 
@@ -140,8 +141,9 @@ def _plan(
     check_shadows(shadows, batch)
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
     dtype = cast_dtype(cast_to, x.dtype)
-    call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code)
-    chosen = dispatch.choose("shadow_conv2d", BACKENDS, backend, environment, call)
+    rows = batch * output[0] * output[1]
+    call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code, rows)
+    chosen = dispatch.decide("shadow_conv2d", BACKENDS, backend, environment, call)
     return _Plan(chosen, (stride, pads, dilation, groups, shadows, code, amount), channels == 0)
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import torch
 
 from wat_kernels.dispatch import Call
-from wat_kernels.extension import NATIVE
+from wat_kernels.extension import NATIVE, native_is_portable
+
+_MANY_ROWS = 512
 
 
 def supports(call: Call) -> tuple[bool, str]:
@@ -17,3 +19,9 @@ def supports(call: Call) -> tuple[bool, str]:
     if call.device != "cpu":
         return False, f"x is on {call.device}, this backend runs on the CPU"
     return call.dtype in (torch.float32, torch.bfloat16), f"{call.dtype} is not float32 or bfloat16"
+
+
+def worthwhile(call: Call) -> tuple[bool, str]:
+    """Measured in README.md: without vector instructions, products of many rows are faster through the library backend."""
+    slow = native_is_portable() and call.rows >= _MANY_ROWS
+    return not slow, "neither AVX2 nor AVX-512 is in use, without which it is slower than the next for many rows"

@@ -77,17 +77,20 @@ def shadow_linear(
         if plan.empty:
             y = _plain(*inputs, gain)
         else:
-            y = autograd.apply("shadow_linear", plan.backend, *inputs, gain, key, (*grid_tensors, *plan.arguments))
+            dispatch.record(plan.decision)
+            y = autograd.apply(
+                "shadow_linear", plan.decision.backend, *inputs, gain, key, (*grid_tensors, *plan.arguments)
+            )
     return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
 class _Plan(NamedTuple):
-    """What a call comes down to once it is checked: the backend, and the op's arguments after the grid.
+    """What a call comes down to once it is checked: the backend and why not a faster one, and the op's arguments after the grid.
 
     empty: without features there is no weight to draw
     """
 
-    backend: str
+    decision: dispatch.Decision
     arguments: tuple
     empty: bool
 
@@ -121,7 +124,7 @@ def _plan(
     call = dispatch.Call(
         x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code, rows=rows
     )
-    chosen = dispatch.choose("shadow_linear", BACKENDS, backend, environment, call)
+    chosen = dispatch.decide("shadow_linear", BACKENDS, backend, environment, call)
     return _Plan(chosen, (shadows, code, amount), 0 in weight.shape)
 
 
