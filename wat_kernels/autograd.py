@@ -31,7 +31,8 @@ def apply(
         return _transformed(op, backend, x, weight, bias, gain, key, arguments)
     if backend == "reference":
         return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
-    return _Shadow.apply(op, backend, x, weight, bias, gain, key, arguments)
+    function = _DualShadow if forward_ad._current_level >= 0 else _Shadow
+    return function.apply(op, backend, x, weight, bias, gain, key, arguments)
 
 
 def _transformed(
@@ -72,23 +73,8 @@ class _Shadow(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
         ctx.save_for_backward(x, weight, gain, key)
-        if forward_ad._current_level >= 0:  # within a dual level, which asks for `jvp` next
-            ctx.save_for_forward(x, weight, gain, key)
         ctx.op, ctx.backend, ctx.arguments = op, backend, arguments
         return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
-
-    @staticmethod
-    def jvp(ctx, _op, _backend, x_t, weight_t, bias_t, gain_t, *_rest):
-        """The op is linear in x, in the weight and in the gain, so that its tangent is a sum of calls of itself."""
-        x, weight, gain, key = ctx.saved_tensors
-        calls = [(x_t, weight, gain), (x, weight_t, gain), (x, weight, gain_t)]
-        given = [call for call, tangent in zip(calls, (x_t, weight_t, gain_t), strict=True) if tangent is not None]
-        given = given or [(torch.zeros_like(x), weight, gain)]  # the bias alone
-        terms = [
-            apply(ctx.op, ctx.backend, a, b, bias_t if i == 0 else None, c, key, ctx.arguments)
-            for i, (a, b, c) in enumerate(given)
-        ]
-        return sum(terms[1:], terms[0])
 
     @staticmethod
     def backward(ctx, dy):
@@ -97,7 +83,9 @@ class _Shadow(torch.autograd.Function):
         with without_autocast(autocast_dtype(device), device):  # backward may be called where autocast is on
             if torch_func.active():
                 grads = _TransformedBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
-            elif torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            elif forward_ad._current_level >= 0:
+                grads = _DualShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
+            elif torch.is_grad_enabled():
                 grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
             else:
                 overload = _overload(f"{ctx.op}_bwd", ctx.backend, ctx.arguments)
@@ -115,8 +103,6 @@ class _ShadowBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask):
         ctx.save_for_backward(dy, x, weight, gain, key)
-        if forward_ad._current_level >= 0:
-            ctx.save_for_forward(dy, x, weight, gain, key)
         ctx.op, ctx.arguments, ctx.mask = op, arguments, mask
         return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
 
@@ -129,24 +115,6 @@ class _ShadowBackward(torch.autograd.Function):
             return _reference_grads(ctx.op, dy, x, weight, gain, key, ctx.arguments, ctx.mask)
 
         return first_derivative
-
-    @staticmethod
-    def jvp(ctx, _op, _backend, *tangents):
-        *inputs, key = ctx.saved_tensors
-        dy, x, weight, gain = inputs
-        first_derivative = _ShadowBackward._first_derivative(ctx, inputs, key)
-        moved = tuple(
-            torch.zeros_like(t) if tangent is None else tangent
-            for t, tangent in zip(inputs, tangents, strict=False)
-            if t is not None
-        )
-        # torch cannot nest forward mode outside of torch.func: the derivative of u -> J^T u, taken in reverse, is J itself
-        pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))[1]
-        results = (x, weight, dy.new_zeros(weight.shape[0]), gain)
-        somewhere = tuple(torch.zeros_like(t) for t, asked in zip(results, ctx.mask, strict=True) if asked)
-        found = iter(torch.func.vjp(lambda *u: pull(u), *somewhere)[1](moved))
-        # what was not asked for is an empty tensor of x's dtype
-        return tuple(next(found) if asked else x.new_zeros(0) for asked in ctx.mask)
 
     @staticmethod
     def backward(ctx, *grad_grads):
@@ -184,7 +152,56 @@ def _reference_grads(
     return pull(dy)
 
 
-class _TransformedShadow(_Shadow):
+class _DualShadow(_Shadow):
+    """_Shadow within a level of torch.autograd.forward_ad. Not the form of every call: the compiler traces no `jvp`."""
+
+    @staticmethod
+    def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
+        ctx.save_for_forward(x, weight, gain, key)
+        return _Shadow.forward(ctx, op, backend, x, weight, bias, gain, key, arguments)
+
+    @staticmethod
+    def jvp(ctx, _op, _backend, x_t, weight_t, bias_t, gain_t, *_rest):
+        """The op is linear in x, in the weight and in the gain, so that its tangent is a sum of calls of itself."""
+        x, weight, gain, key = ctx.saved_tensors
+        calls = [(x_t, weight, gain), (x, weight_t, gain), (x, weight, gain_t)]
+        given = [call for call, tangent in zip(calls, (x_t, weight_t, gain_t), strict=True) if tangent is not None]
+        given = given or [(torch.zeros_like(x), weight, gain)]  # the bias alone
+        terms = [
+            apply(ctx.op, ctx.backend, a, b, bias_t if i == 0 else None, c, key, ctx.arguments)
+            for i, (a, b, c) in enumerate(given)
+        ]
+        return sum(terms[1:], terms[0])
+
+
+class _DualShadowBackward(_ShadowBackward):
+    """_ShadowBackward within a level of torch.autograd.forward_ad."""
+
+    @staticmethod
+    def forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask):
+        ctx.save_for_forward(dy, x, weight, gain, key)
+        return _ShadowBackward.forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask)
+
+    @staticmethod
+    def jvp(ctx, _op, _backend, *tangents):
+        *inputs, key = ctx.saved_tensors
+        dy, x, weight, gain = inputs
+        first_derivative = _ShadowBackward._first_derivative(ctx, inputs, key)
+        moved = tuple(
+            torch.zeros_like(t) if tangent is None else tangent
+            for t, tangent in zip(inputs, tangents, strict=False)
+            if t is not None
+        )
+        # torch cannot nest forward mode outside of torch.func: the derivative of u -> J^T u, taken in reverse, is J itself
+        pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))[1]
+        results = (x, weight, dy.new_zeros(weight.shape[0]), gain)
+        somewhere = tuple(torch.zeros_like(t) for t, asked in zip(results, ctx.mask, strict=True) if asked)
+        found = iter(torch.func.vjp(lambda *u: pull(u), *somewhere)[1](moved))
+        # what was not asked for is an empty tensor of x's dtype
+        return tuple(next(found) if asked else x.new_zeros(0) for asked in ctx.mask)
+
+
+class _TransformedShadow(_DualShadow):
     """_Shadow in the form that torch.func can transform: forward without ctx, which setup_context gets.
 
     Not the form of every call: torch binds the arguments of this one by their signature, which takes longer than the
@@ -206,7 +223,7 @@ class _TransformedShadow(_Shadow):
         return torch_func.vmap_forward(_TransformedShadow.apply, info.batch_size, in_dims, arguments)
 
 
-class _TransformedBackward(_ShadowBackward):
+class _TransformedBackward(_DualShadowBackward):
     """_ShadowBackward in the form that torch.func can transform."""
 
     @staticmethod
