@@ -88,7 +88,8 @@ struct PixelPair {
   int64_t dy, x;
 };
 
-// sum[r][lane] (+)= over pixels: x[pixel.x + r] * dy[pixel.dy + lane]
+// sum[r][lane] (+)= over pixels: x[pixel.x + r] * dy[pixel.dy + lane]. These pixels are added up before they are added to
+// what is there: one running sum over all pixels would lose digits of each.
 template <int R, int V, class T>
 static __attribute__((noinline)) void outer_tile(const T* x, const float* dy, const PixelPair* pixels, int64_t count,
                                                  float* sums, int64_t sums_stride, bool first) {
@@ -97,7 +98,7 @@ static __attribute__((noinline)) void outer_tile(const T* x, const float* dy, co
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      sum[r][v] = first ? Vec::zero() : Vec::load(sums + r * sums_stride + v * Vec::width);
+      sum[r][v] = Vec::zero();
     }
   }
   for (int64_t q = 0; q < count; ++q) {
@@ -116,7 +117,10 @@ static __attribute__((noinline)) void outer_tile(const T* x, const float* dy, co
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) sum[r][v].store(sums + r * sums_stride + v * Vec::width);
+    for (int v = 0; v < V; ++v) {
+      float* to = sums + r * sums_stride + v * Vec::width;
+      (first ? sum[r][v] : Vec::load(to) + sum[r][v]).store(to);
+    }
   }
 }
 

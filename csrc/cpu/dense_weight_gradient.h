@@ -14,7 +14,8 @@ namespace wat::WAT_ISA {
 
 constexpr int64_t kGradientPixels = 192;         // pixels of a block
 constexpr int64_t kListBytes = 256 << 10;        // lists of one block
-constexpr int64_t kGradientBytes = 512 << 10;    // dSW of a task; and again for dPW
+constexpr int64_t kGradientBytes = 512 << 10;    // dSW of a task; twice more for its earlier blocks and for dPW
+constexpr int64_t kBlocksAtOnce = 64;            // blocks added up before they are added to the sum of all others
 constexpr int64_t kTilesATask = 2;               // input-channel tiles that share one packed dy
 
 template <class T>
@@ -51,17 +52,18 @@ struct WeightGradient {
 
   struct Room {
     float* dsw;      // (active tap, inputs, kLanes)
+    float* earlier;  // the same of blocks that have been added up
     float* dpw;      // (inputs, K, kLanes) or (K, inputs, kLanes), as the weight lies in memory
     float* dy;       // (pixels, kLanes)
     float* pack;
-    float* column_sums;  // (kLanes,) of dy
+    double* column_sums;  // (kLanes,) of dy
     PixelPair* pairs;    // (active tap, pixels)
     int64_t* counts;     // (active tap,): pairs of one image, or of the block
     int64_t* ranges;     // (2 * (kh + kw),): what the lists were made for
   };
 
   size_t worker_bytes() const {
-    const int64_t floats = 2 * p.K * most_inputs * kLanes + pixels * kLanes + pack_scratch(p) + kLanes;
+    const int64_t floats = 3 * p.K * most_inputs * kLanes + pixels * kLanes + pack_scratch(p) + 2 * kLanes;
     const size_t bytes = floats * sizeof(float) + p.K * pixels * sizeof(PixelPair) +
                          (p.K + 2 * (p.kh + p.kw) + 4) * sizeof(int64_t);
     return (bytes + 63) / 64 * 64;
@@ -70,10 +72,11 @@ struct WeightGradient {
   Room room_of(char* memory) const {
     Room room;
     room.dsw = reinterpret_cast<float*>(memory);
-    room.dpw = room.dsw + p.K * most_inputs * kLanes;
+    room.earlier = room.dsw + p.K * most_inputs * kLanes;
+    room.dpw = room.earlier + p.K * most_inputs * kLanes;
     room.dy = room.dpw + p.K * most_inputs * kLanes;
-    room.column_sums = room.dy + pixels * kLanes;
-    room.pack = room.column_sums + kLanes;
+    room.column_sums = reinterpret_cast<double*>(room.dy + pixels * kLanes);
+    room.pack = reinterpret_cast<float*>(room.column_sums + kLanes);
     room.pairs = reinterpret_cast<PixelPair*>(room.pack + pack_scratch(p));
     room.counts = reinterpret_cast<int64_t*>(room.pairs + p.K * pixels);
     room.ranges = room.counts + p.K;
@@ -135,7 +138,7 @@ struct WeightGradient {
                int vectors, bool sums, const Room& room) const {
     float* to = room.dy;
     Vec total[kTileVectors];
-    for (int v = 0; v < vectors; ++v) total[v] = Vec::load(room.column_sums + v * Vec::width);
+    for (int v = 0; v < vectors; ++v) total[v] = Vec::zero();
     for (int64_t n = n0; n < n1; ++n) {
       for (int64_t h = h0; h < h1; ++h) {
         const T* from = static_cast<const T*>(p.dy) + n * p.y_n + h * p.y_h + w0 * p.y_w + o;
@@ -150,7 +153,18 @@ struct WeightGradient {
         }
       }
     }
-    for (int v = 0; v < vectors; ++v) total[v].store(room.column_sums + v * Vec::width);
+    if (!sums) return;
+    float lanes[kLanes];
+    for (int v = 0; v < vectors; ++v) total[v].store(lanes + v * Vec::width);
+    for (int l = 0; l < vectors * Vec::width; ++l) room.column_sums[l] += lanes[l];
+  }
+
+  // dSW of the blocks since the last call, `floats` of it, to what was found before.
+  static void add_to_earlier(int64_t floats, bool anything, const Room& room) {
+    for (int64_t i = 0; i < floats; i += Vec::width) {
+      const Vec value = Vec::load(room.dsw + i);
+      (anything ? Vec::load(room.earlier + i) + value : value).store(room.earlier + i);
+    }
   }
 
   // dSW of one shadow, into room.dsw.
@@ -161,7 +175,9 @@ struct WeightGradient {
     const int64_t lanes = vectors * Vec::width;
     const int64_t i0 = input_of_tile(first_tile(tile_group)), inputs = input_of_tile(last_tile(tile_group)) - i0;
     const int active = tap_count(row);
-    bool first = true;
+    const int64_t floats = active * inputs * lanes;
+    int64_t blocks_here = 0;
+    bool first = true, anything_earlier = false;
     for (int64_t h0 = 0; h0 < p.OH; h0 += lines) {
       const int64_t h1 = min64(h0 + lines, p.OH);
       for (int64_t w0 = 0; w0 < p.OW; w0 += columns) {
@@ -180,11 +196,21 @@ struct WeightGradient {
                                               room.dsw + (j * inputs + i - i0) * lanes, lanes, first);
             }
           }
-          first = false;
+          first = ++blocks_here == kBlocksAtOnce;
+          if (first) {
+            add_to_earlier(floats, anything_earlier, room);
+            anything_earlier = true;
+            blocks_here = 0;
+          }
         }
       }
     }
-    if (first) memset(room.dsw, 0, sizeof(float) * active * inputs * lanes);
+    if (anything_earlier) {
+      if (!first) add_to_earlier(floats, true, room);
+      memcpy(room.dsw, room.earlier, sizeof(float) * floats);
+    } else if (first) {
+      memset(room.dsw, 0, sizeof(float) * floats);
+    }
   }
 
   // dPW (+)= M^T (dSW * eps)
@@ -291,7 +317,7 @@ struct WeightGradient {
     const int vectors = count <= Vec::width ? 1 : kTileVectors;
     const int64_t i0 = input_of_tile(first_tile(tile_group)), inputs = input_of_tile(last_tile(tile_group)) - i0;
     const bool sums = p.dbias != nullptr && tile_group == 0;
-    for (int l = 0; l < kLanes; ++l) room.column_sums[l] = 0.0f;
+    for (int l = 0; l < kLanes; ++l) room.column_sums[l] = 0;
     for (int64_t shadow = 0; shadow < p.shadows; ++shadow) {
       const int64_t row_index = shadow_row(p, shadow);
       const TapRow row = forward_taps(p, row_index), row_t = transposed_taps(p, row_index);
@@ -301,7 +327,7 @@ struct WeightGradient {
       transpose_taps(row, row_t, noise, o, count, vectors, i0, inputs, shadow == 0, room);
     }
     if (sums) {
-      for (int64_t l = 0; l < count; ++l) p.dbias[o + l] = room.column_sums[l];
+      for (int64_t l = 0; l < count; ++l) p.dbias[o + l] = static_cast<float>(room.column_sums[l]);
     }
     write(o, count, vectors, i0, inputs, gain_sums ? gain_sums + task * kLanes : nullptr, room);
   }

@@ -99,17 +99,23 @@ static inline void backward_rows(const ConvProblem& p, const DensePlan& plan, co
   });
 }
 
-// Sums of dy over rows [low, high) of image n.
+// Sums of dy over rows [low, high) of image n, each row added up by itself.
 template <class T>
 static inline void bias_rows(const ConvProblem& p, const ChannelBlock& block, int64_t n, int64_t low, int64_t high,
                              float* dbias) {
   constexpr int W = Vec::width;
   for (int64_t h = low; h < high; ++h) {
-    for (int64_t w = 0; w < p.OW; ++w) {
-      const T* dy = static_cast<const T*>(p.dy) + n * p.y_n + h * p.y_h + w * p.y_w + block.first;
-      int64_t c = 0;
-      for (; c + W <= block.count; c += W) (Vec::load(dbias + c) + load_vec(dy + c)).store(dbias + c);
-      for (; c < block.count; ++c) dbias[c] += load_one(dy + c);
+    const T* row = static_cast<const T*>(p.dy) + n * p.y_n + h * p.y_h + block.first;
+    int64_t c = 0;
+    for (; c + W <= block.count; c += W) {
+      Vec line = Vec::zero();
+      for (int64_t w = 0; w < p.OW; ++w) line = line + load_vec(row + w * p.y_w + c);
+      (Vec::load(dbias + c) + line).store(dbias + c);
+    }
+    for (; c < block.count; ++c) {
+      float line = 0;
+      for (int64_t w = 0; w < p.OW; ++w) line += load_one(row + w * p.y_w + c);
+      dbias[c] += line;
     }
   }
 }

@@ -215,7 +215,8 @@ static inline void backward_block(const LinearProblem& p, const BackwardTask& t,
 constexpr int64_t kBiasCols = 128;
 
 static inline void bias_block(const LinearProblem& p, int64_t o0, int64_t o1) {
-  float total[kBiasCols] = {}, part[kBiasCols], line[kBiasCols];
+  double total[kBiasCols] = {};
+  float part[kBiasCols], line[kBiasCols];
   for (int64_t r0 = 0; r0 < p.rows; r0 += 256) {
     memset(part, 0, sizeof(part));
     for (int64_t r = r0; r < min64(r0 + 256, p.rows); ++r) {
@@ -224,7 +225,7 @@ static inline void bias_block(const LinearProblem& p, int64_t o0, int64_t o1) {
     }
     for (int64_t j = 0; j < o1 - o0; ++j) total[j] += part[j];
   }
-  memcpy(p.dbias + o0, total, (o1 - o0) * sizeof(float));
+  for (int64_t j = 0; j < o1 - o0; ++j) p.dbias[o0 + j] = static_cast<float>(total[j]);
 }
 
 // Needs rows, in and out to be positive. dx must be zero beforehand where there is a grid, dgain_partial always.
