@@ -96,14 +96,15 @@ class Summary:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         from rich.table import Table
+        from rich.text import Text  # plain: what a transform prints may look like rich's markup
 
         table = Table()
         for column, heading in enumerate(_HEADINGS):
             table.add_column(heading, justify="right" if column in _NUMBERS else "left", overflow="fold")
         for layer in self.layers:
-            table.add_row(*_cells(layer), style="yellow" if layer.calls == 0 else "")
+            table.add_row(*map(Text, _cells(layer)), style="yellow" if layer.calls == 0 else "")
         yield table
-        yield from self._remarks()
+        yield from map(Text, self._remarks())
 
     def _remarks(self) -> list[str]:
         remarks = []

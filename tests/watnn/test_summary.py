@@ -7,7 +7,7 @@ import pytest
 import torch
 import watnn
 from torch import nn
-from watnn.transforms import DropConnect, RandomAffine
+from watnn.transforms import Compose, DropConnect, RandomAffine
 
 from wat_kernels.extension import NATIVE
 
@@ -151,7 +151,9 @@ def test_printed_by_rich_on_a_terminal_only(model, monkeypatch, terminal):
     monkeypatch.setenv("TERM", "xterm")
     out = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
+    model.conv.transform = Compose([TRANSLATE])  # brackets are no markup
     watnn.summary(model, X).print()
+    assert repr(model.conv.transform) in out.getvalue()
     assert ("┃" in out.getvalue()) == terminal
     assert "depthwise" in out.getvalue() and "never called: unused" in out.getvalue()
 
