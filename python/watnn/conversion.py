@@ -289,7 +289,7 @@ def _choose(
 def _has_matrix(module: nn.Module) -> bool:
     """Whether `module` has a weight of its own that one could think of redrawing; the scale of a norm is none."""
     return parametrize.is_parametrized(module) or any(
-        "weight" in name and parameter is not None and parameter.ndim > 1
+        "weight" in name and parameter is not None and (is_lazy(module) or parameter.ndim > 1)
         for name, parameter in module._parameters.items()
     )
 

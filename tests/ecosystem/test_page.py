@@ -39,6 +39,10 @@ def run(title, **names):
     return names
 
 
+def check_in_torchs_place(names):
+    assert type(names["layer"]) is watnn.WATConv2d and nn.Conv2d is not watnn.WATConv2d
+
+
 def check_torch_func(names):
     assert names["outputs"].shape == (5, 4, 4, 6, 6)
     for key, y in enumerate(names["outputs"]):
@@ -83,6 +87,7 @@ def check_lightning(names):
 
 
 CHECKS = {
+    "In torch's place": check_in_torchs_place,
     "torch.func": check_torch_func,
     "Parametrizations": check_parametrizations,
     "Averaging, and BatchNorm": check_averaging,
