@@ -14,6 +14,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from wat_kernels.noise import Noise, TensorNoise
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+# Types of device that autocast does not know: asking whether it is enabled there raises. Looked up here once, because
+# the compiler of torch 2.10 and 2.11 cannot trace the question.
+_WITHOUT_AUTOCAST = frozenset(
+    device for device in ("meta", "lazy", "vulkan") if not torch.amp.is_autocast_available(device)
+)
 Plan = TypeVar("Plan")
 
 
@@ -69,7 +74,7 @@ def once(plan: Callable[..., Plan]) -> Callable[..., Plan]:
 
 def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype to compute in where autocast is on for this type of device, else None."""
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+    if device in _WITHOUT_AUTOCAST or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

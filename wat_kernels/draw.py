@@ -66,13 +66,14 @@ LIBRARY.impl("draw_key", _draw_key_at, "CompositeExplicitAutograd")
 torch.library.register_fake("wat_kernels::draw_key", torch.empty_like, lib=LIBRARY)
 
 
-def dense_maps(taps: Tensor, count: int) -> Tensor:
-    """Lines of the ELL form back to tap maps. taps: (S, L) int32. Returns (S, count, count) float32."""
-    shadows, length = taps.shape
-    width = (length - 1 - count) // (2 * count)
-    outputs = taps[:, 1 : 1 + count, None]  # (S, K, 1)
-    inputs = taps[:, 1 + count : 1 + count + count * width].view(shadows, count, width)
-    coefficients = taps[:, 1 + count + count * width :].contiguous().view(torch.float32)  # (S, K * E)
+def dense_maps(taps: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Lines of the ELL form back to tap maps. taps: (R, L) int32, rows: (S,) int64. Returns (S, count, count) float32."""
+    shadows, width = len(rows), (taps.shape[1] - 1 - count) // (2 * count)
+    lines = taps[rows]  # (S, L)
+    outputs = lines[:, 1 : 1 + count, None]  # (S, K, 1)
+    inputs = lines[:, 1 + count : 1 + count + count * width].view(shadows, count, width)
+    # the whole table is read as floats, not the lines: under vmap those are batched, and view(dtype) has no rule for that
+    coefficients = taps.view(torch.float32)[rows, 1 + count + count * width :]  # (S, K * E)
     places = (outputs * count + inputs).flatten(1).to(torch.int64)
     # unused places of a line hold coefficient 0 at tap 0: they add nothing
     return coefficients.new_zeros(shadows, count * count).scatter_add(1, places, coefficients).view(-1, count, count)

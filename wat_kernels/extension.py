@@ -42,8 +42,6 @@ NATIVE = _load_native()
 CUDA = _load("_cuda.abi3.so", "WAT_SKIP_CUDA=1, or no nvcc at install time")
 LIBRARIES = {"native": NATIVE, "cuda": CUDA}
 
-
-@torch.compiler.assume_constant_result  # the compiler traces no op that returns a string
-def native_is_portable() -> bool:
-    """Whether the native backend has no vector instructions to use here, and so is several times slower than it could be."""
-    return NATIVE.available and torch.ops.wat_kernels.native_isa("") == "portable"
+# Whether the native backend has no vector instructions to use here, and so is several times slower than it could be. Asked
+# once: the compiler traces no op that returns a string, and to tell it so would import it, which takes seconds.
+NATIVE_IS_PORTABLE: bool = NATIVE.available and torch.ops.wat_kernels.native_isa("") == "portable"

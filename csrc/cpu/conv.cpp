@@ -162,14 +162,15 @@ struct Arguments {
     const Shape4 xs = shape_of(x), ws = shape_of(weight);
     const ScalarType dtype = x.scalar_type();
     WAT_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
-                    "x must be float32 or bfloat16");
+              "x must be float32 or bfloat16");
     WAT_CHECK(weight.scalar_type() == dtype, "x and weight must have one dtype");
     WAT_CHECK(groups >= 1 && ws.size[0] % groups == 0 && xs.size[1] == ws.size[1] * groups, "groups=", groups,
-                    " does not fit x of ", xs.size[1], " channels and weight of (", ws.size[0], ", ", ws.size[1], ")");
+              " does not fit x of ", xs.size[1], " channels and weight of (", ws.size[0], ", ", ws.size[1], ")");
     WAT_CHECK(xs.size[1] >= 1, "x has no channels");
     WAT_CHECK(shadows >= 1 && xs.size[0] % shadows == 0, "shadows=", shadows, " does not divide the batch of ",
-                    xs.size[0]);
-    WAT_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2, "stride and dilation must have two elements, padding four");
+              xs.size[0]);
+    WAT_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
+              "stride and dilation must have two elements, padding four");
     WAT_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
     channels_last = is_channels_last(xs) || is_channels_last(ws);
     p.bf16 = dtype == ScalarType::BFloat16;
@@ -198,14 +199,14 @@ struct Arguments {
 
     p.key = static_cast<uint64_t>(*static_cast<const int64_t*>(key.const_data_ptr()));
     WAT_CHECK(thresholds.scalar_type() == ScalarType::Long && taps.scalar_type() == ScalarType::Int &&
-                        taps_t.scalar_type() == ScalarType::Int && taps.dim() == 2 && taps_t.dim() == 2,
-                    "thresholds must be int64, taps and taps_t int32 with two dimensions");
+                  taps_t.scalar_type() == ScalarType::Int && taps.dim() == 2 && taps_t.dim() == 2,
+              "thresholds must be int64, taps and taps_t int32 with two dimensions");
     p.rows = thresholds.numel();
     p.ell_length = taps.size(1), p.ell_t_length = taps_t.size(1);
     WAT_CHECK(p.rows >= 1 && taps.size(0) == p.rows && taps_t.size(0) == p.rows &&
-                        1 + p.K + 2 * p.K * ell_width(p.ell_length, p.K) == p.ell_length &&
-                        1 + p.K + 2 * p.K * ell_width(p.ell_t_length, p.K) == p.ell_t_length,
-                    "taps are for another kernel size than the weight's ", p.kh, "x", p.kw);
+                  1 + p.K + 2 * p.K * ell_width(p.ell_length, p.K) == p.ell_length &&
+                  1 + p.K + 2 * p.K * ell_width(p.ell_t_length, p.K) == p.ell_t_length,
+              "taps are for another kernel size than the weight's ", p.kh, "x", p.kw);
     p.thresholds = static_cast<const int64_t*>(thresholds.const_data_ptr());
     p.taps = static_cast<const int32_t*>(taps.const_data_ptr());
     p.taps_t = static_cast<const int32_t*>(taps_t.const_data_ptr());
@@ -270,8 +271,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   const int32_t float32 = aoti_torch_dtype_float32();
   WAT_CHECK(mask.size() == 4, "mask must have four elements");
   WAT_CHECK(dy_in.dim() == 4 && dy_in.size(0) == p.N && dy_in.size(1) == p.O && dy_in.size(2) == p.OH &&
-                      dy_in.size(3) == p.OW && dy_in.scalar_type() == x_in.scalar_type(),
-                  "dy must have the shape and dtype of y");
+                dy_in.size(3) == p.OW && dy_in.scalar_type() == x_in.scalar_type(),
+            "dy must have the shape and dtype of y");
   const bool want_dgain = mask[3] && gain_in.has_value();
   const bool want_weight = mask[1] || mask[2] || want_dgain;
   int32_t dtype;

@@ -36,12 +36,12 @@ void fill(LinearProblem& p, const Tensor& x, const Tensor& weight, const std::op
           const Tensor& key, const std::optional<Tensor>& thresholds, const std::optional<Tensor>& grid, int64_t shadows,
           int64_t noise, double amount) {
   WAT_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1),
-                  "x must be (rows, in) and weight (out, in)");
+            "x must be (rows, in) and weight (out, in)");
   WAT_CHECK(x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::BFloat16,
-                  "x must be float32 or bfloat16");
+            "x must be float32 or bfloat16");
   WAT_CHECK(weight.scalar_type() == x.scalar_type(), "x and weight must have one dtype");
   WAT_CHECK(shadows >= 1 && x.size(0) % shadows == 0, "shadows=", shadows, " does not divide the ", x.size(0),
-                  " rows of x");
+            " rows of x");
   WAT_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
   WAT_CHECK(grid.has_value() == thresholds.has_value(), "grid and grid_thresholds come together");
   p.rows = x.size(0), p.in = x.size(1), p.out = weight.size(0);
@@ -53,13 +53,13 @@ void fill(LinearProblem& p, const Tensor& x, const Tensor& weight, const std::op
     p.gain = static_cast<const float*>(gain->const_data_ptr());
     p.gain_count = gain->numel();
     WAT_CHECK(p.gain_count == 1 || p.gain_count == p.out, "gain has ", p.gain_count, " elements, accepted are 1 and ",
-                    p.out);
+              p.out);
   }
   p.key = static_cast<uint64_t>(*static_cast<const int64_t*>(key.const_data_ptr()));
   if (grid.has_value()) {
     WAT_CHECK(grid->dim() == 2 && grid->size(0) >= 1 && grid->size(1) == 4 && thresholds->numel() == grid->size(0) &&
-                        grid->scalar_type() == ScalarType::Long && thresholds->scalar_type() == ScalarType::Long,
-                    "grid must be (R, 4) int64 and grid_thresholds (R,) int64");
+                  grid->scalar_type() == ScalarType::Long && thresholds->scalar_type() == ScalarType::Long,
+              "grid must be (R, 4) int64 and grid_thresholds (R,) int64");
     p.grid = static_cast<const int64_t*>(grid->const_data_ptr());
     p.thresholds = static_cast<const int64_t*>(thresholds->const_data_ptr());
     p.grid_rows = grid->size(0);
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor dy_, const Tens
   LinearProblem p{};
   fill(p, x, weight, gain, key, thresholds, grid, shadows, noise, amount);
   WAT_CHECK(dy.dim() == 2 && dy.size(0) == p.rows && dy.size(1) == p.out && dy.scalar_type() == x.scalar_type(),
-                  "dy must be (rows, out) of the dtype of x");
+            "dy must be (rows, out) of the dtype of x");
   const bool want_dgain = mask[3] && gain_.has_value();
   const bool nothing = p.rows == 0 || p.in == 0 || p.out == 0;
 

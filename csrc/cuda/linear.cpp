@@ -24,12 +24,13 @@ constexpr char kOp[] = "shadow_linear.cuda";
 int dtype_of(const Tensor& t) {
   const ScalarType type = t.scalar_type();
   WAT_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
-                  "accepted are float32, float16 and bfloat16");
+            "accepted are float32, float16 and bfloat16");
   return type == ScalarType::Float ? kFloat : type == ScalarType::Half ? kHalf : kBFloat16;
 }
 
 Matrix matrix(const Tensor& t, int dtype, int64_t rows, int64_t columns, const char* name) {
-  WAT_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && dtype_of(t) == dtype, name, " must be (", rows, ", ", columns, ") of the dtype of the weight");
+  WAT_CHECK(t.dim() == 2 && t.size(0) == rows && t.size(1) == columns && dtype_of(t) == dtype, name,
+            " must be (", rows, ", ", columns, ") of the dtype of the weight");
   const int64_t row = t.stride(0), column = t.stride(1);
   void* data = const_cast<void*>(t.const_data_ptr());
   const bool whole = (column == 1 || columns <= 1) && row * static_cast<int64_t>(t.element_size()) % 16 == 0;
@@ -40,7 +41,7 @@ Vector vector(const std::optional<Tensor>& t, int64_t size, bool one_for_all, co
   if (!t.has_value()) return {nullptr, 0, kFloat};
   const bool one = one_for_all && t->numel() == 1;
   WAT_CHECK(one || (t->dim() == 1 && t->numel() == size), name, " has ", t->numel(),
-                  " elements, accepted is ", size);
+            " elements, accepted is ", size);
   return {t->const_data_ptr(), one ? 0 : t->stride(0), dtype_of(*t)};
 }
 
@@ -62,9 +63,9 @@ LinearProblem problem(const Tensor& rows, const Tensor& weight, const std::optio
   p.key = static_cast<const int64_t*>(key.const_data_ptr());
   if (grid.has_value()) {
     WAT_CHECK(grid->dim() == 2 && grid->size(0) >= 1 && grid->size(1) == 4 && grid->is_contiguous() &&
-                        thresholds->numel() == grid->size(0) && thresholds->is_contiguous() &&
-                        grid->scalar_type() == ScalarType::Long && thresholds->scalar_type() == ScalarType::Long,
-                    "grid must be (R, 4) int64 and grid_thresholds (R,) int64");
+                  thresholds->numel() == grid->size(0) && thresholds->is_contiguous() &&
+                  grid->scalar_type() == ScalarType::Long && thresholds->scalar_type() == ScalarType::Long,
+              "grid must be (R, 4) int64 and grid_thresholds (R,) int64");
     p.grid = static_cast<const int64_t*>(grid->const_data_ptr());
     p.thresholds = static_cast<const int64_t*>(thresholds->const_data_ptr());
     p.grid_rows = grid->size(0);
@@ -98,7 +99,7 @@ void backward_gain(const Tensor dy, const Tensor x, const Tensor weight, const T
   p.x = matrix(x, p.dtype, p.rows, p.in, "x");
   p.dy = matrix(dy, p.dtype, p.rows, p.out, "dy");
   WAT_CHECK(dgain.dim() == 1 && dgain.size(0) == p.out && dgain.scalar_type() == ScalarType::Float && dgain.is_contiguous(),
-                  "shadow_linear.cuda: dgain must be (out,) float32");
+            "dgain must be (out,) float32");
   p.dgain = static_cast<float*>(dgain.mutable_data_ptr());
   run(launch_linear_forward, p, x, stream);
 }
@@ -111,8 +112,8 @@ void backward_data(const Tensor dy, const Tensor weight, const std::optional<Ten
   p.result = matrix(dx, p.dtype, p.rows, p.in, "dx");
   if (parts.has_value()) {
     WAT_CHECK(parts->dim() == 3 && parts->size(1) == p.rows && parts->size(2) == p.in && parts->is_contiguous() &&
-                        parts->scalar_type() == ScalarType::Float,
-                    "shadow_linear.cuda: parts must be (splits, rows, in) float32");
+                  parts->scalar_type() == ScalarType::Float,
+              "parts must be (splits, rows, in) float32");
     p.parts = static_cast<float*>(parts->mutable_data_ptr());
     p.splits = static_cast<int>(parts->size(0));
   }

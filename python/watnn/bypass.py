@@ -49,12 +49,15 @@ def note_call(layer: ShadowLayer) -> None:
         watch.settled = True
 
 
-@torch.compiler.assume_constant_result
 def _note_tracing() -> int:
     """Runs while a graph is made and is no part of it. Identical layers share a graph: it is not known which are called."""
     global _traced
     _traced = True
     return 0
+
+
+# all that torch.compiler.assume_constant_result does, but that imports the compiler first, which takes seconds
+_note_tracing._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def watch_weight(layer: ShadowLayer) -> None:
@@ -132,11 +135,7 @@ def _only_read(cls: type[Any]) -> frozenset[str]:
 def _source_tree(method: Any) -> ast.AST:
     try:
         return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(method))))
-    except (
-        OSError,
-        TypeError,
-        SyntaxError,
-    ):  # written in a shell, generated, or compiled: there is no source to look at
+    except (OSError, TypeError, SyntaxError):  # written in a shell, generated or compiled: no source to look at
         return ast.Module([], [])
 
 

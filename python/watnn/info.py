@@ -51,9 +51,12 @@ def describe() -> str:
 
 def versions() -> dict[str, str]:
     """Of what decides a result: this package, torch, triton, Python."""
-    packages = ("wat-kernels", "torch", "triton")
-    found = {name: _version(name) for name in packages}
-    return {**found, "python": platform.python_version()}
+    return {
+        "wat-kernels": _version("wat-kernels"),
+        "torch": str(torch.__version__),  # with the local part, +cpu or +cu130, which an installed package may not name
+        "triton": _version("triton"),
+        "python": platform.python_version(),
+    }
 
 
 def cpu_name() -> str:

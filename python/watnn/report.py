@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from watnn.export import export
@@ -59,6 +58,9 @@ def export_report(model: nn.Module, *inputs: Tensor, key: int | None = None, rou
     """
     if not isinstance(rounds, int) or isinstance(rounds, bool) or rounds < 1:
         raise ValueError(f"rounds={rounds!r}; accepted is an int >= 1")
+    # here, because it imports torch's C++ builder, which warns on a machine with nvcc and without a GPU
+    from torch.utils.benchmark import Timer
+
     exported = {"aom": export(model), "dom": export(model, mode="dom", key=key)}
     counted = {name: _flops(module, inputs) for name, module in exported.items()}
     timers = {

@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-import watnn.demo.run
 from watnn import info
 from watnn.cli import main
 
@@ -61,7 +60,8 @@ def test_info_follows_the_environment(monkeypatch, value, verdict):
 )
 def test_a_bad_argument_is_one_line_before_any_work(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(watnn.demo.run, "run", lambda *_, **__: pytest.fail("the demo started"))
+    run = pytest.importorskip("watnn.demo.run", reason="needs wat-kernels[demo]")
+    monkeypatch.setattr(run, "run", lambda *_, **__: pytest.fail("the demo started"))
     (tmp_path / "taken").write_text("a file")
     try:
         status = main(["demo", *arguments])
@@ -74,7 +74,8 @@ def test_a_bad_argument_is_one_line_before_any_work(arguments, message, tmp_path
 
 def test_a_backend_that_cannot_run_is_one_line_before_any_work(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WAT_BACKEND", "cuda")
-    monkeypatch.setattr(watnn.demo.run, "load", lambda: pytest.fail("the demo started"))
+    run = pytest.importorskip("watnn.demo.run", reason="needs wat-kernels[demo]")
+    monkeypatch.setattr(run, "load", lambda: pytest.fail("the demo started"))
     assert main(["demo", "--quick", "--output", str(tmp_path / "new")]) == 1
     message = capsys.readouterr().err
     assert message.startswith("watnn demo: backend='cuda' cannot run shadow_conv2d: ")

@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-import watnn.demo.run
 from torch import nn
 from watnn.cli import main
+
+pytest.importorskip("sklearn", reason="needs wat-kernels[demo]")
+
+import watnn.demo.run
 from watnn.demo import cost, digits, evaluation, summary, training, variants
 from watnn.demo.settings import Settings
 

@@ -1,6 +1,9 @@
 """Choosing a backend: order, reasons, the environment variable, autocast, compiled graphs."""
 
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -130,25 +133,30 @@ def test_auto_passes_over_what_is_not_worthwhile_and_a_name_does_not():
 
 
 @pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
-def test_without_vector_instructions_auto_takes_the_library_where_that_is_faster():
-    before = torch.ops.wat_kernels.native_isa("")
-
+def test_without_vector_instructions_auto_takes_the_library_where_that_is_faster(monkeypatch):
     def taken(op, **call):
         return dispatch.choose(op, BACKENDS[op], "auto", "auto", dispatch.Call("cpu", torch.float32, **call))
 
     dense = {"kernel": (3, 3), "in_channels": 64, "out_channels": 64}
     depthwise = {**dense, "groups": 64}
-    try:
-        torch.ops.wat_kernels.native_isa("portable")
-        assert taken("shadow_conv2d", **dense, rows=16384) == "library"
-        assert taken("shadow_conv2d", **dense, rows=16) == "native"
-        assert taken("shadow_conv2d", **depthwise, rows=16384) == "native"
-        assert taken("shadow_linear", rows=128) == "native"
-        assert taken("shadow_linear", rows=512) == "library"
-    finally:
-        torch.ops.wat_kernels.native_isa(before)
-    if before != "portable":
-        assert taken("shadow_conv2d", **dense, rows=16384) == taken("shadow_linear", rows=512) == "native"
+    for backends in BACKENDS.values():
+        monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", True)
+    assert taken("shadow_conv2d", **dense, rows=16384) == "library"
+    assert taken("shadow_conv2d", **dense, rows=16) == "native"
+    assert taken("shadow_conv2d", **depthwise, rows=16384) == "native"
+    assert taken("shadow_linear", rows=128) == "native"
+    assert taken("shadow_linear", rows=512) == "library"
+    for backends in BACKENDS.values():
+        monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", False)
+    assert taken("shadow_conv2d", **dense, rows=16384) == taken("shadow_linear", rows=512) == "native"
+
+
+@pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
+def test_the_instruction_set_asked_for_at_start_decides():
+    script = "from wat_kernels.extension import NATIVE_IS_PORTABLE; print(NATIVE_IS_PORTABLE)"
+    environment = {**os.environ, "WAT_CPU_ISA": "portable"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_decisions_are_recorded_for_warm_calls_too():

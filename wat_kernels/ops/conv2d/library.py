@@ -86,8 +86,8 @@ def _form_shadows(
     out_channels, in_channels, *kernel = weight.shape
     count = kernel[0] * kernel[1]
     compute = torch.promote_types(weight.dtype, torch.float32)
-    lines = taps[draw_rows_from(thresholds, key, shadows)]
-    maps = dense_maps(lines, count).to(compute)
+    drawn_rows = draw_rows_from(thresholds, key, shadows)
+    lines, maps = taps[drawn_rows], dense_maps(taps, drawn_rows, count).to(compute)
     factors = None
     if noise:
         drawn = draw_noise(noise, amount, key, shadows, weight.numel())

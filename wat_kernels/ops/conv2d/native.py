@@ -10,7 +10,7 @@ import math
 import torch
 
 from wat_kernels.dispatch import Call
-from wat_kernels.extension import NATIVE, native_is_portable
+from wat_kernels.extension import NATIVE, NATIVE_IS_PORTABLE
 
 _SMALL = 2**20  # multiply-adds that take less time than the library backend needs to make SW
 _MOST_TAPS = 4096  # of the scratch bound: a panel of more would not fit 2 MiB
@@ -31,5 +31,5 @@ def worthwhile(call: Call) -> tuple[bool, str]:
     """Measured in README.md: without vector instructions, dense convolutions are faster through the library backend."""
     depthwise = call.groups == call.in_channels == call.out_channels
     work = call.rows * call.out_channels * call.in_channels // call.groups * math.prod(call.kernel)
-    slow = native_is_portable() and not depthwise and work >= _SMALL
+    slow = NATIVE_IS_PORTABLE and not depthwise and work >= _SMALL
     return not slow, "neither AVX2 nor AVX-512 is in use, without which it is slower than the next"

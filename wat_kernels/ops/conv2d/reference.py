@@ -34,7 +34,7 @@ def shadow_weights(
     """
     count = weight.shape[2] * weight.shape[3]
     compute = torch.promote_types(weight.dtype, torch.float32)
-    maps = dense_maps(taps[draw_rows_from(thresholds, key, shadows)], count)  # (S, K, K)
+    maps = dense_maps(taps, draw_rows_from(thresholds, key, shadows), count)  # (S, K, K)
     shadow = torch.einsum("stp,oip->soit", maps.to(compute), weight.flatten(2).to(compute))
     if noise:
         factor = draw_noise(noise, amount, key, shadows, weight.numel())

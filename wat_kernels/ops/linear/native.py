@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from wat_kernels.dispatch import Call
-from wat_kernels.extension import NATIVE, native_is_portable
+from wat_kernels.extension import NATIVE, NATIVE_IS_PORTABLE
 
 _MANY_ROWS = 512
 
@@ -23,5 +23,5 @@ def supports(call: Call) -> tuple[bool, str]:
 
 def worthwhile(call: Call) -> tuple[bool, str]:
     """Measured in README.md: without vector instructions, products of many rows are faster through the library backend."""
-    slow = native_is_portable() and call.rows >= _MANY_ROWS
+    slow = NATIVE_IS_PORTABLE and call.rows >= _MANY_ROWS
     return not slow, "neither AVX2 nor AVX-512 is in use, without which it is slower than the next for many rows"
