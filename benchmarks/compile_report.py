@@ -60,8 +60,17 @@ class Report(NamedTuple):
     stages: int  # buffers of the least deep pipeline among the kernel's main loops; 0 without asynchronous copies
 
 
-# name: (noise, input taps that a row mixes) for convolutions, (noise, whether there is a grid) for linear layers
-CONV_VARIANTS = {"plain": (0, 1), "dropconnect": (2, 1), "multiplicative": (1, 1), "bilinear": (0, 4)}
+_AMOUNTS = (0.3, 19661)  # of a noise: scale and cut
+# name: (noise, input taps that a row mixes, format of the weight) for convolutions, (noise, whether there is a grid) for
+# linear layers. `scattered`: a weight whose input channels are not adjacent, as a pass that is too short to copy it reads it
+_LAST = torch.channels_last
+CONV_VARIANTS = {
+    "plain": (0, 1, _LAST),
+    "dropconnect": (2, 1, _LAST),
+    "multiplicative": (1, 1, _LAST),
+    "bilinear": (0, 4, _LAST),
+    "scattered": (0, 1, torch.contiguous_format),
+}
 LINEAR_VARIANTS = {"plain": (0, False), "dropconnect": (2, False), "multiplicative": (1, False), "grid": (0, True)}
 
 
@@ -89,17 +98,24 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
 
-def _conv2d(dtype: torch.dtype, noise: int, width: int) -> Iterator[tuple[str, Tuned, tuple]]:
-    """The three passes of a 3x3 convolution with a gain for each channel."""
-    x, weight, y = _meta(128, 128, 56, 56, dtype=dtype), _meta(256, 128, 3, 3, dtype=dtype), _meta(128, 256, 56, 56, dtype=dtype)  # fmt: skip
+def _conv2d(
+    dtype: torch.dtype, noise: int, width: int, form: torch.memory_format
+) -> Iterator[tuple[str, Tuned, tuple]]:
+    """The three passes of a 3x3 convolution with a gain for each channel. form: of the weight."""
+    x, y = _meta(128, 128, 56, 56, dtype=dtype), _meta(128, 256, 56, 56, dtype=dtype)
+    weight = _meta(256, 128, 3, 3, dtype=dtype).contiguous(memory_format=form)
     key, thresholds = _meta(dtype=torch.int64), _meta(9, dtype=torch.int64)
     taps = _meta(9, 1 + 9 + 2 * 9 * width, dtype=torch.int32)
     bias, scratch, arrived = _meta(256, dtype=dtype), _meta(1, dtype=torch.float32), _meta(1, dtype=torch.int32)
-    rest = ((1, 1), (1, 1, 1, 1), (1, 1), 1, 1, noise, 0.3)
-    size = dtype.itemsize
-    yield "conv2d_fwd", conv2d.FORWARD[size], conv2d.forward_arguments(x, weight, bias, bias, y, key, thresholds, taps, *rest)  # fmt: skip
-    yield "conv2d_bwd_data", conv2d.BWD_DATA[size], conv2d.bwd_data_arguments(y, weight, bias, x, key, thresholds, taps, *rest)  # fmt: skip
-    yield "conv2d_bwd_weight", conv2d.BWD_WEIGHT[size], conv2d.bwd_weight_arguments(y, x, weight, bias, weight, scratch, scratch, arrived, key, thresholds, taps, *rest, 264)  # fmt: skip
+    rest = (thresholds, taps, (1, 1), (1, 1, 1, 1), (1, 1), 1, 1, noise)
+    size, drawn = dtype.itemsize, (key, thresholds, taps, *_AMOUNTS)
+    one = (x, weight, bias, bias, y)
+    yield "conv2d_fwd", conv2d.FORWARD[size], (*one, *drawn, *conv2d.forward_numbers(*one, *rest))
+    one = (y, weight, bias, x)
+    yield "conv2d_bwd_data", conv2d.BWD_DATA[size], (*one, *drawn, *conv2d.bwd_data_numbers(*one, *rest))
+    one = (y, x, weight, bias, weight, scratch)
+    numbers = conv2d.bwd_weight_numbers(*one, *rest, 264)
+    yield "conv2d_bwd_weight", conv2d.BWD_WEIGHT[size], (*one, scratch, arrived, *drawn, *numbers)
 
 
 def _linear(dtype: torch.dtype, noise: int, moved: bool) -> Iterator[tuple[str, Tuned, tuple]]:
@@ -107,11 +123,14 @@ def _linear(dtype: torch.dtype, noise: int, moved: bool) -> Iterator[tuple[str, 
     key, bias = _meta(dtype=torch.int64), _meta(4096, dtype=dtype)
     grid = (_meta(4, dtype=torch.int64), _meta(4, 4, dtype=torch.int64)) if moved else (None, None)
     scratch, arrived = _meta(1, dtype=torch.float32), _meta(1, dtype=torch.int32)
-    rest = (key, *grid, 1, noise, 0.3)
-    size = dtype.itemsize
-    yield "linear_fwd", linear.FORWARD[size], linear.forward_arguments(x, weight, bias, bias, y, *rest)
-    yield "linear_bwd_data", linear.BWD_DATA[size], linear.bwd_data_arguments(y, weight, bias, x, *rest)
-    yield "linear_bwd_weight", linear.BWD_WEIGHT[size], linear.bwd_weight_arguments(y, x, weight, bias, weight, scratch, scratch, arrived, *rest, 264)  # fmt: skip
+    size, drawn = dtype.itemsize, (key, *grid, *_AMOUNTS)
+    one = (x, weight, bias, bias, y)
+    yield "linear_fwd", linear.FORWARD[size], (*one, *drawn, *linear.forward_numbers(*one, *grid, 1, noise))
+    one = (y, weight, bias, x)
+    yield "linear_bwd_data", linear.BWD_DATA[size], (*one, *drawn, *linear.bwd_data_numbers(*one, *grid, 1, noise))
+    one = (y, x, weight, bias, weight, scratch)
+    numbers = linear.bwd_weight_numbers(*one, *grid, 1, noise, 264)
+    yield "linear_bwd_weight", linear.BWD_WEIGHT[size], (*one, scratch, arrived, *drawn, *numbers)
 
 
 def compile_case(case: Case, chip: Chip) -> Report:
@@ -121,10 +140,11 @@ def compile_case(case: Case, chip: Chip) -> Report:
     signature, constants, attributes = {}, {}, {}
     for place, parameter in enumerate(kernel.params):
         value = values[parameter.name]
-        divisible = isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0)
+        specialized = not parameter.do_not_specialize
+        divisible = isinstance(value, torch.Tensor) or (specialized and isinstance(value, int) and value % 16 == 0)
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + _TYPES[value.dtype]
-        elif parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        elif parameter.is_constexpr or value is None or (specialized and isinstance(value, int) and value == 1):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         else:
@@ -170,7 +190,7 @@ def problems(case: Case, chip: Chip, report: Report) -> list[str]:
     if case.dtype in ("bf16", "fp16") and report.matrix != chip.matrix:
         found.append(f"matrix instruction {report.matrix}, the chip has {chip.matrix}")
     if (
-        case.variant != "grid"  # a moved matrix is not aligned, and an asynchronous copy must be
+        case.variant not in ("grid", "scattered")  # not aligned or not adjacent, as an asynchronous copy must be
         and chip.target.backend == "cuda"
         and case.kernel.endswith("_fwd")
         and case.dtype in ("bf16", "fp16")

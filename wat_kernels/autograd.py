@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from wat_kernels import torch_func
-from wat_kernels.checks import autocast_dtype, without_autocast
-from wat_kernels.torch_library import SCALED
+from wat_kernels.checks import PLAIN, autocast_dtype, without_autocast
+from wat_kernels.torch_library import IMPLEMENTATIONS, SCALED
 
 
 def apply(
@@ -31,8 +31,15 @@ def apply(
         return _transformed(op, backend, x, weight, bias, gain, key, arguments)
     if backend == "reference":
         return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
-    function = _DualShadow if forward_ad._current_level >= 0 else _Shadow
-    return function.apply(op, backend, x, weight, bias, gain, key, arguments)
+    if forward_ad._current_level >= 0:
+        return _DualShadow.apply(op, backend, x, weight, bias, gain, key, arguments)
+    if not torch.compiler.is_compiling() and not _needs_gradient(x, weight, bias, gain):
+        return _function(op, backend, arguments, x, weight)(x, weight, bias, gain, key, *arguments)
+    return _Shadow.apply(op, backend, x, weight, bias, gain, key, arguments)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def _transformed(
@@ -59,6 +66,26 @@ def _overload(op: str, backend: str, arguments: tuple) -> Any:
     return getattr(getattr(torch.ops.wat_kernels, op + scaled), backend)
 
 
+def _function(op: str, backend: str, arguments: tuple, *tensors: Tensor) -> Callable:
+    """What runs the op: the backend's own function where it is written in Python and nobody watches, else the op.
+
+    torch's dispatcher takes a third of a small call's time on the host. It is passed through wherever something may ask
+    for the op: a compiler, a tracer, a profiler, a dispatch mode (FLOP counters, fake tensors), a tensor subclass, the
+    vmap of is_grads_batched.
+    """
+    function = IMPLEMENTATIONS.get((op, backend))
+    watched = (
+        function is None
+        or isinstance(arguments[-1], Tensor)  # the op with a tensor as its amount
+        or torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+        or any(type(t) not in PLAIN or torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
+    )
+    return _overload(op, backend, arguments) if watched or function is None else function
+
+
 def _reference(op: str, *arguments: Any) -> Tensor:
     """The reference as the operations that it is made of, for torch.func to transform each of them."""
     return _overload(op, "reference", arguments).decompose(*arguments)
@@ -74,7 +101,7 @@ class _Shadow(torch.autograd.Function):
     def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
         ctx.save_for_backward(x, weight, gain, key)
         ctx.op, ctx.backend, ctx.arguments = op, backend, arguments
-        return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
+        return _function(op, backend, arguments, x, weight)(x, weight, bias, gain, key, *arguments)
 
     @staticmethod
     def backward(ctx, dy):
@@ -88,8 +115,9 @@ class _Shadow(torch.autograd.Function):
             elif torch.is_grad_enabled():
                 grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
             else:
-                overload = _overload(f"{ctx.op}_bwd", ctx.backend, ctx.arguments)
-                grads = overload(dy, *ctx.saved_tensors, *ctx.arguments, mask)
+                saved = ctx.saved_tensors
+                function = _function(f"{ctx.op}_bwd", ctx.backend, ctx.arguments, dy, *saved[:2])
+                grads = function(dy, *saved, *ctx.arguments, mask)
         grads = (grad if asked else None for grad, asked in zip(grads, mask, strict=True))
         return None, None, *grads, None, None
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from wat_kernels.noise import Noise, TensorNoise
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)  # types that hide nothing
 # Types of device that autocast does not know: asking whether it is enabled there raises. Looked up here once, because
 # the compiler of torch 2.10 and 2.11 cannot trace the question.
 _WITHOUT_AUTOCAST = frozenset(
@@ -37,7 +37,7 @@ def metas_of(
     if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
         name, value = ("weight", weight) if isinstance(x, Tensor) else ("x", x)
         raise TypeError(f"{name} is {type(value).__name__}; accepted is a tensor")
-    if type(weight) not in _PLAIN and is_traceable_wrapper_subclass(weight):
+    if type(weight) not in PLAIN and is_traceable_wrapper_subclass(weight):
         raise TypeError(
             f"weight is {type(weight).__name__}; accepted is a plain tensor: a quantized or distributed weight cannot be "
             "redrawn (use AOM, or quantize what watnn.export returns)"

@@ -41,7 +41,7 @@ def as_key(key: int | Tensor, device: torch.device | None = None) -> Tensor:
         raise TypeError(f"key is {key.dtype} of shape {tuple(key.shape)}; accepted is an int64 tensor with one element")
     if device is not None and key.device != device:
         raise ValueError(f"key is on {key.device}, x is on {device}; both must be on one device")
-    return key.reshape(())
+    return key if key.ndim == 0 else key.reshape(())
 
 
 def draw_key(device: torch.device | str = "cpu") -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 LIBRARY = torch.library.Library("wat_kernels", "DEF")
 SCALED = "_scaled"
+IMPLEMENTATIONS: dict[tuple[str, str], Callable] = {}  # (op, backend): the function, of those written in Python
 
 # Every op has one schema and one overload per backend, `shadow_conv2d.library` for example: a compiled graph names the
 # backend that was chosen, and C++ registers its own overload without passing through Python.
@@ -38,3 +39,5 @@ def implement(op: str, backend: str, function: Callable, dispatch_key: str = "Co
     LIBRARY.impl(f"{op}.{backend}", function, dispatch_key)
     if backend == "reference":
         LIBRARY.impl(f"{op}{SCALED}.{backend}", function, dispatch_key)
+    else:
+        IMPLEMENTATIONS[op, backend] = function

@@ -1,35 +1,117 @@
-"""Launching Triton kernels: a configuration is measured once for each problem, and never while a graph is captured."""
+"""Launching Triton kernels: a configuration is measured once for each problem, a warm launch goes straight to the driver.
+
+    plan = tuned.plan(tensors, numbers, programs)   # once a problem: chooses the configuration
+    plan(tensors, noise_numbers(noise, amount))     # each call: addresses and amounts, nothing else
+
+A plan holds what stays the same from call to call. Its first launch passes through Triton's own, which compiles, loads
+and returns the compiled kernel; later ones hand that kernel's launcher the addresses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import contextlib
+import ctypes
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
+from torch import Tensor
+from triton.runtime.autotuner import Autotuner
 
 from wat_kernels.dispatch import Call
 
 INTERPRETED = triton.knobs.runtime.interpret
-_AMOUNTS = ("scale", "cut")  # of noise, as kernels name them
+_MEASURES = not INTERPRETED
+_MOST_PLANS = 4096  # of a pass: shapes that never come back must not fill the memory
+_runtime: Any = triton.knobs.runtime
+Plan = TypeVar("Plan")
+
+
+class Chosen(NamedTuple):
+    """What was measured to be the fastest configuration of a kernel for a problem."""
+
+    kernel: str
+    problem: tuple
+    config: triton.Config
+
+
+_chosen: dict[tuple, Chosen] = {}
+_pick: Callable[[str, list[triton.Config]], triton.Config] | None = None
+
+
+def chosen() -> list[Chosen]:
+    """What tuning chose so far in this process, in order."""
+    return list(_chosen.values())
+
+
+@contextlib.contextmanager
+def choosing(pick: Callable[[str, list[triton.Config]], triton.Config]) -> Iterator[None]:
+    """A block in which `pick`, of a kernel's name and the configurations that suit, chooses and nothing is measured.
+
+    Not for several threads. A plan that was made before keeps its configuration: `forget_plans` is called on both ends.
+    """
+    global _pick
+    before, _pick = _pick, pick
+    forget_plans()
+    try:
+        yield
+    finally:
+        _pick = before
+        forget_plans()
+
+
+_all_plans: list[dict] = []
+
+
+def plans() -> dict[Hashable, Any]:
+    """A new dictionary of plans, by what tells problems apart; to be filled by `keep`."""
+    found: dict[Hashable, Any] = {}
+    _all_plans.append(found)
+    return found
+
+
+def keep(of: dict[Hashable, Plan], problem: Hashable, plan: Plan) -> Plan:
+    """`plan`, remembered for later calls. One that is made while a graph is captured is not: nothing was measured for it."""
+    if not _capturing():
+        if len(of) >= _MOST_PLANS:
+            of.clear()
+        of[problem] = plan
+    return plan
+
+
+def forget_plans() -> None:
+    """Every plan is made anew at its next call."""
+    for found in _all_plans:
+        found.clear()
+
+
+class _Tuner(Autotuner):
+    """Triton's tuner, whose results on disk are told apart by the name of the GPU, too: H100 and H200 are one target."""
+
+    def check_disk_cache(self, tuning_key: Any, configs: Any, bench_fn: Any) -> bool:
+        named = (*tuning_key, torch.cuda.get_device_name())
+        found = super().check_disk_cache(named, configs, bench_fn)
+        if named in self.cache:  # where it came from the disk
+            self.cache[tuning_key] = self.cache.pop(named)
+        return found
 
 
 class Tuned:
     """A kernel and the configurations it may run with.
 
-    The first launch of a problem measures them (`triton.autotune`, which keeps what it finds on disk); later ones go
-    straight to the kernel. A problem that is first met inside a CUDA-graph capture runs with the first configuration,
-    since nothing can be measured there. What is drawn, and the amount of a noise, is no part of a problem.
+    The first plan of a problem measures them (Triton's autotuner, which keeps what it finds on disk). A problem that is
+    first met inside a CUDA-graph capture runs with the first configuration, since nothing can be measured there. What is
+    drawn, and the amount of a noise, is no part of a problem.
 
-    kernel:  a @triton.jit function whose last arguments are those that the configurations set
+    kernel:  a @triton.jit function that takes tensors, then scale and cut of a noise, then numbers, the last ones those
+             that the configurations set
     configs: the first that suits is used where nothing can be measured; the last, of small tiles, always suits
-    problem: names of the kernel's arguments that make a problem
+    problem: names of the kernel's arguments that make a problem for the tuner
     fits:    whether a configuration suits a problem, of its sizes and the kernel's arguments by name
     typical: the kernel's arguments by name -> those that are measured with something else than what this launch draws.
              A first draw that happens to leave few taps must not decide for all later ones
-    zeroed:  names of the arguments that the caller has filled with zeros because a launch does not write all of them.
-             How much it writes depends on the configuration, so they are cleared of what measuring left there
     """
 
     def __init__(
@@ -39,19 +121,15 @@ class Tuned:
         problem: Sequence[str],
         fits: Callable[[dict], bool],
         typical: Callable[[dict], dict],
-        zeroed: Sequence[str] = (),
     ):
         self.kernel, self.configs = kernel, list(configs)
-        self._fits, self._typical, self._zeroed = fits, typical, tuple(zeroed)
+        self._problem, self._fits, self._typical = tuple(problem), fits, typical
         prune = {"early_config_prune": lambda configs, arguments, **_: self._suited(arguments)}
-        self._tuner = triton.autotune(self.configs, key=list(problem), prune_configs_by=prune, cache_results=True)(
-            kernel
-        )
-        self._described = [name not in _AMOUNTS for name in kernel.arg_names]
-        self._chosen: dict[Hashable, dict] = {}
+        self._tuner = _Tuner(kernel, kernel.arg_names, self.configs, list(problem), None, None,
+                             prune_configs_by=prune, cache_results=True)  # fmt: skip
 
     def suited(self, arguments: tuple) -> list[triton.Config]:
-        """The configurations to choose from for this launch; never empty."""
+        """The configurations to choose from for this launch; never empty. arguments: all that they do not set."""
         return self._suited(self._named(arguments))
 
     def _suited(self, named: dict) -> list[triton.Config]:
@@ -60,47 +138,121 @@ class Tuned:
     def _named(self, arguments: tuple) -> dict:
         return dict(zip(self.kernel.arg_names, arguments, strict=False))
 
-    def problem_of(self, arguments: tuple) -> tuple:
-        """What tells this launch from others that may want another configuration: tensors as their dtypes."""
-        return tuple(
-            a.dtype if isinstance(a, torch.Tensor) else a
-            for a, described in zip(arguments, self._described, strict=False)
-            if described
-        )
+    def plan(
+        self, tensors: Sequence[Tensor | None], numbers: Sequence[Any], programs: Callable[[dict], int]
+    ) -> Planned:
+        """How this problem is launched.
 
-    def launch(self, programs: Callable[[dict], int], arguments: tuple) -> None:
-        """programs: what a configuration sets -> the number of programs. arguments: all that it does not set.
-
-        The first argument is a tensor, on whose device the kernel runs.
+        tensors:  as the launch will get them; the first is on the device that the kernel runs on. Where the results are
+                  among them, they hold anything afterwards, and are large enough for every configuration
+        numbers:  what the kernel takes after them and the noise's two, and a configuration does not set
+        programs: what a configuration sets -> the number of programs
         """
-        device = arguments[0].device
-        if device.type == "cuda" and device.index != torch.cuda.current_device():  # Triton takes the current one
-            with torch.cuda.device(device):
-                return self.launch(programs, arguments)
+        arguments = (*tensors, 0.0, 0, *numbers)
+        config = self._choose(programs, arguments)
+        tail = [config.kwargs[name] for name in self.kernel.arg_names[len(arguments) :]]
+        return Planned(self.kernel, config, programs(config.kwargs), (*numbers, *tail), tensors[0].device)  # type: ignore[union-attr]
 
-        def grid(meta):
-            return (programs(meta),)
+    def _choose(self, programs: Callable[[dict], int], arguments: tuple) -> triton.Config:
+        if _pick is not None:
+            return _pick(self.kernel.__name__, self.suited(arguments))
+        if not _MEASURES:
+            return self.configs[-1]
+        if _capturing():
+            return self.suited(arguments)[0]
+        named = self._named(arguments)
+        with _on(arguments[0].device):
+            self._tuner[lambda meta: (programs(meta),)](*{**named, **self._typical(named)}.values())
+        best = self._tuner.best_config
+        problem = tuple(named[name] for name in self._problem)
+        _chosen[self.kernel, problem, arguments[0].dtype] = Chosen(self.kernel.__name__, problem, best)
+        return best
 
-        problem = (device, self.problem_of(arguments))
-        chosen = self._chosen.get(problem)
-        if chosen is None:
-            if INTERPRETED:
-                chosen = self._chosen[problem] = self.configs[-1].kwargs
-            elif torch.cuda.is_current_stream_capturing():
-                chosen = self.suited(arguments)[0].all_kwargs()
+
+class Planned:
+    """A launch of which only addresses and the amounts of a noise change. `config` is the configuration that it has."""
+
+    def __init__(self, kernel: Any, config: triton.Config, programs: int, numbers: tuple, device: torch.device):
+        self.config = config
+        self._kernel, self._programs, self._numbers, self._device = kernel, programs, numbers, device
+        self._index = device.index or 0
+        options = {name: value for name, value in config.all_kwargs().items() if name not in config.kwargs}
+        self._options = {} if INTERPRETED else options
+        self._launch: Callable[..., None] | None = None
+        self._function: Any = None
+        self._metadata: Any = None
+
+    def __call__(self, tensors: Sequence[Tensor | None], amounts: tuple[float, int]) -> None:
+        """tensors: with the sizes, strides and dtypes of those that the plan was made for. amounts: scale and cut."""
+        launch = self._launch
+        if launch is None or _hooked():
+            return self._through_triton(tensors, amounts)
+        addresses: list[int | None] = []
+        together = 0
+        for tensor in tensors:
+            if tensor is None:
+                addresses.append(None)
             else:
-                chosen = self._chosen[problem] = self._measure(grid, arguments)
-        self.kernel[grid](*arguments, **chosen)
+                address = tensor.data_ptr()
+                together |= address
+                addresses.append(address)
+        if together & 15:
+            return self._through_triton(tensors, amounts)
+        driver = triton.runtime.driver.active
+        if driver.get_current_device() != self._index:
+            with _on(self._device):
+                return self(tensors, amounts)
+        launch(self._programs, 1, 1, driver.get_current_stream(self._index), self._function, self._metadata,
+               None, None, None, *addresses, *amounts, *self._numbers)  # fmt: skip
         return None
 
-    def _measure(self, grid: Callable, arguments: tuple) -> dict:
-        """What the fastest configuration sets. The results hold anything after it, but what is `zeroed` is zero."""
-        named = self._named(arguments)
-        self._tuner[grid](*{**named, **self._typical(named)}.values())
-        for name in self._zeroed:
-            if named[name] is not None:
-                named[name].zero_()
-        return self._tuner.best_config.all_kwargs()
+    def _through_triton(self, tensors: Sequence[Tensor | None], amounts: tuple[float, int]) -> None:
+        """As Triton launches kernels: it looks at every argument, compiles and loads where it must."""
+        aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        with _on(self._device), _loading_in_a_capture():
+            compiled = self._kernel[(self._programs,)](*tensors, *amounts, *self._numbers, **self._options)
+        # What is compiled for addresses that are no multiples of 16 is for those alone. On AMD it also depends on the size
+        # of the storages, which a plan does not know.
+        if aligned and not INTERPRETED and torch.version.hip is None:
+            self._launch, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+
+def _hooked() -> bool:
+    """Whether somebody, a profiler most often, wants to be told of launches."""
+    return bool(
+        getattr(_runtime.launch_enter_hook, "calls", _runtime.launch_enter_hook)
+        or getattr(_runtime.launch_exit_hook, "calls", _runtime.launch_exit_hook)
+    )
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _on(device: torch.device) -> contextlib.AbstractContextManager:
+    """A block in which this GPU is the current one, on which Triton measures, loads and launches."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _loading_in_a_capture() -> Iterator[None]:
+    """A block in which a kernel can be loaded while this thread captures a graph.
+
+    Loading may allocate, which a capture in the usual, global mode forbids; it is no part of the graph.
+    """
+    if torch.version.cuda is None or not _capturing():
+        yield
+        return
+    mode = ctypes.c_int(_RELAXED)
+    driver = ctypes.CDLL("libcuda.so.1")
+    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+
+
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
 def configs_of(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> list[triton.Config]:
@@ -155,18 +307,11 @@ def programs_wanted(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 10
 
 
-_arrivals: dict[tuple, torch.Tensor] = {}
+def meta_of(tensor: Tensor | None) -> tuple | None:
+    """What a plan knows of a gain: how many elements, and of which dtype."""
+    return None if tensor is None else (tensor.numel(), tensor.dtype)
 
 
-def arrivals(device: torch.device) -> torch.Tensor:
-    """Counters that are zero between launches, `programs_wanted` of them.
-
-    One set for each stream, since launches on two streams may overlap. A graph may be replayed on any: it has its own.
-    """
-    count = programs_wanted(device)
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    place = (device, torch.cuda.current_stream(device).cuda_stream)
-    if place not in _arrivals:
-        _arrivals[place] = torch.zeros(count, dtype=torch.int32, device=device)
-    return _arrivals[place]
+def dense(vector: Tensor | None) -> Tensor | None:
+    """A bias or a gain whose elements are adjacent, as kernels read it."""
+    return vector if vector is None or vector.is_contiguous() else vector.contiguous()

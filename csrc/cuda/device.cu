@@ -1,9 +1,30 @@
 #include "device.h"
 
+#include <dlfcn.h>
+
 namespace wat {
 namespace {
 
 __global__ void any_kernel() {}
+
+// The two functions of the driver that OnDevice needs. They are looked up, so that the library loads without a driver.
+struct Driver {
+  int (*get_current)(void**);
+  int (*set_current)(void*);
+};
+
+const Driver& driver() {
+  static const Driver found = [] {
+    void* library = dlopen("libcuda.so.1", RTLD_LAZY);
+    Driver functions{};
+    if (library != nullptr) {
+      functions.get_current = reinterpret_cast<int (*)(void**)>(dlsym(library, "cuCtxGetCurrent"));
+      functions.set_current = reinterpret_cast<int (*)(void*)>(dlsym(library, "cuCtxSetCurrent"));
+    }
+    return functions;
+  }();
+  return found;
+}
 
 }  // namespace
 
@@ -17,15 +38,14 @@ const char* device_refusal(int device) {
 }
 
 OnDevice::OnDevice(int device) {
-  if (cudaGetDevice(&before_) != cudaSuccess || before_ == device) {
-    before_ = -1;
-    return;
-  }
+  const Driver& functions = driver();
+  if (functions.get_current != nullptr) (void)functions.get_current(&before_);
   (void)cudaSetDevice(device);
 }
 
 OnDevice::~OnDevice() {
-  if (before_ >= 0) (void)cudaSetDevice(before_);
+  const Driver& functions = driver();
+  if (before_ != nullptr && functions.set_current != nullptr) (void)functions.set_current(before_);
 }
 
 }  // namespace wat

@@ -8,8 +8,9 @@ namespace wat {
 // "" where the kernels of this library run on `device`, else the reason in the words of the CUDA runtime.
 const char* device_refusal(int device);
 
-// Makes `device` the current one while it lives. This library has a CUDA runtime of its own (it is linked statically), so
-// it sets the device itself rather than rely on what torch told another runtime.
+// Makes `device` the current one while it lives, then the context current that was so before. This library has a CUDA
+// runtime of its own (it is linked statically), which does not know what torch told another runtime: it sets the device
+// always, and what it puts back is what the driver says, not what its own runtime believes.
 class OnDevice {
  public:
   explicit OnDevice(int device);
@@ -18,7 +19,7 @@ class OnDevice {
   OnDevice& operator=(const OnDevice&) = delete;
 
  private:
-  int before_ = -1;
+  void* before_ = nullptr;  // CUcontext
 };
 
 }  // namespace wat

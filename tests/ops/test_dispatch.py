@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from wat_kernels import Noise, TapTable, dispatch, shadow_conv2d, shadow_linear
+from wat_kernels import Noise, TapTable, autograd, dispatch, shadow_conv2d, shadow_linear
 from wat_kernels.extension import NATIVE
 from wat_kernels.ops.conv2d.op import BACKENDS as CONV2D
 from wat_kernels.ops.linear.op import BACKENDS as LINEAR
@@ -168,3 +169,47 @@ def test_decisions_are_recorded_for_warm_calls_too():
     assert [decision.backend for decision in decisions] == ["library", "reference"]
     shadow_conv2d(x, weight, table=TABLE, key=1)
     assert len(decisions) == 2
+
+
+class Seen(TorchDispatchMode):
+    """Notes the ops that pass torch's dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.ops = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.ops.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_who_watches_sees_the_op(needs_gradient):
+    x, weight = torch.randn(3, 5), torch.randn(4, 5, requires_grad=needs_gradient)
+    arguments = {"key": 3, "noise": Noise("dropconnect", 0.3), "backend": "library"}
+    right = shadow_linear(x, weight, **arguments)
+    with Seen() as seen:
+        y = shadow_linear(x, weight, **arguments)
+        if needs_gradient:
+            y.sum().backward()
+    assert torch.equal(y, right)
+    ours = [op for op in seen.ops if "shadow_linear" in op]
+    assert ours == ["wat_kernels.shadow_linear.library", "wat_kernels.shadow_linear_bwd.library"][: 1 + needs_gradient]
+    with torch.autograd.profiler.profile() as profiled:
+        shadow_linear(x, weight, **arguments)
+    assert "wat_kernels::shadow_linear" in {event.name for event in profiled.function_events}
+
+
+@pytest.mark.parametrize("needs_gradient", [True, False])
+def test_where_nobody_watches_the_dispatcher_is_passed_by(needs_gradient, monkeypatch):
+    def forbidden(*_):
+        raise AssertionError("through the dispatcher")
+
+    monkeypatch.setattr(autograd, "_overload", forbidden)
+    x, weight = torch.randn(3, 5), torch.randn(4, 5, requires_grad=needs_gradient)
+    y = shadow_linear(x, weight, key=3, backend="library")
+    torch.testing.assert_close(y, x @ weight.T)
+    assert y.requires_grad == needs_gradient
+    if needs_gradient:
+        y.sum().backward()
+        torch.testing.assert_close(weight.grad, x.sum(0).expand(4, 5))

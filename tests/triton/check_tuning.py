@@ -14,7 +14,8 @@ from wat_kernels.ops.linear import triton as linear
 def measured(request, monkeypatch):
     """Launches go through the tuner, in the interpreter too. Returns what it ran, as (kernel, configuration)."""
     ran = []
-    monkeypatch.setattr(triton_launch, "INTERPRETED", False)
+    monkeypatch.setattr(triton_launch, "_MEASURES", True)
+    triton_launch.forget_plans()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for op in (conv2d, linear):
         monkeypatch.setattr(op, "refusal", lambda call: "")  # of tensors on the CPU
@@ -22,7 +23,6 @@ def measured(request, monkeypatch):
         t for op in (conv2d, linear) for kind in (op.FORWARD, op.BWD_DATA, op.BWD_WEIGHT) for t in kind.values()
     ):
         tuner, kernel = tuned._tuner, tuned.kernel
-        monkeypatch.setattr(tuned, "_chosen", {})
         monkeypatch.setattr(tuner, "cache", {})
         monkeypatch.setattr(tuner, "cache_results", False)
 
@@ -41,7 +41,8 @@ def measured(request, monkeypatch):
         )
         monkeypatch.setattr(tuner, "_do_bench", bench)
         monkeypatch.setitem(tuner.__dict__, "do_bench", bench)
-    return ran
+    yield ran
+    triton_launch.forget_plans()
 
 
 def compare(found, right):

@@ -160,21 +160,13 @@ def _device(tensor: Tensor) -> tuple[int, int]:
     return multiprocessors(tensor.device), stream_of(tensor)
 
 
-_arrivals: dict[tuple, Tensor] = {}
-
-
 def arrivals(device: torch.device, channels: int) -> Tensor:
-    """Counters that are zero between launches, as many as a weight gradient of so many channels needs at the most.
+    """Counters, as many as a weight gradient of so many channels needs at the most.
 
-    One set for each stream, since launches on two streams may overlap. A graph may be replayed on any: it has its own.
+    Zeroed at each call. Kept ones would save a fill, but could lie in the memory of a CUDA graph that was recorded around
+    the call, and be gone with it.
     """
-    count = 2 * channels + 4 * multiprocessors(device)
-    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
-        return torch.zeros(count, dtype=torch.int32, device=device)
-    place = (device, torch.cuda.current_stream(device).cuda_stream)
-    if place not in _arrivals or len(_arrivals[place]) < count:
-        _arrivals[place] = torch.zeros(count, dtype=torch.int32, device=device)
-    return _arrivals[place]
+    return torch.zeros(2 * channels + 4 * multiprocessors(device), dtype=torch.int32, device=device)
 
 
 implement("shadow_conv2d", "cuda", _fwd, "CUDA")

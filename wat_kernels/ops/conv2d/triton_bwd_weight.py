@@ -6,15 +6,15 @@ import triton
 import triton.language as tl
 
 from wat_kernels.ops.conv2d.triton_row import row_line
-from wat_kernels.triton_gemm import add_up_parts, dot, splits_of
+from wat_kernels.triton_gemm import NOT_SPECIALIZED, add_up_parts, dot, splits_of
 from wat_kernels.triton_philox import noise_factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def conv2d_bwd_weight_kernel(
-    dy, x, weight, gain, dweight, dgain, parts, arrived, key, thresholds, taps_t, rows, shadows, images, groups,
+    dy, x, weight, gain, dweight, dgain, parts, arrived, key, thresholds, taps_t, scale, cut, rows, shadows, images, groups,
     in_channels, out_channels, height, width, out_height, out_width, y_n, y_c, y_h, y_w, x_n, x_c, x_h, x_w,
-    w_o, w_i, w_t, d_o, d_i, d_t, stride_h, stride_w, pad_top, pad_left, dil_h, dil_w, scale, cut, programs,
+    w_o, w_i, w_t, d_o, d_i, d_t, stride_h, stride_w, pad_top, pad_left, dil_h, dil_w, programs,
     TAPS: tl.constexpr, KERNEL_W: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, NEEDS_WEIGHT: tl.constexpr,
     NEEDS_GAIN: tl.constexpr, GAIN: tl.constexpr, NOISE: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, BP: tl.constexpr,

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from wat_kernels.ops.conv2d.triton_row import is_unit, pack, pack_inputs, plain_tile, row_line, shadow_tile, unpack
-from wat_kernels.triton_gemm import dot, tile_of
+from wat_kernels.triton_gemm import NOT_SPECIALIZED, dot, tile_of
 
 
 @triton.jit
@@ -54,11 +54,11 @@ def _fwd_sum(
     return accumulator
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def conv2d_fwd_kernel(
-    x, weight, bias, gain, y, key, thresholds, taps, rows, shadows, images, groups, in_channels, out_channels,
+    x, weight, bias, gain, y, key, thresholds, taps, scale, cut, rows, shadows, images, groups, in_channels, out_channels,
     height, width, out_height, out_width, x_n, x_c, x_h, x_w, w_o, w_i, w_t, y_n, y_c, y_h, y_w,
-    stride_h, stride_w, pad_top, pad_left, dil_h, dil_w, scale, cut,
+    stride_h, stride_w, pad_top, pad_left, dil_h, dil_w,
     TAPS: tl.constexpr, KERNEL_W: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, BITS: tl.constexpr,
     WORDS: tl.constexpr, BIAS: tl.constexpr, GAIN: tl.constexpr, NOISE: tl.constexpr, PACKED: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
@@ -175,11 +175,11 @@ def _bwd_data_sum(
     return accumulator
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def conv2d_bwd_data_kernel(
-    dy, weight, gain, dx, key, thresholds, taps, rows, shadows, images, groups, in_channels, out_channels,
+    dy, weight, gain, dx, key, thresholds, taps, scale, cut, rows, shadows, images, groups, in_channels, out_channels,
     height, width, out_height, out_width, y_n, y_c, y_h, y_w, w_o, w_i, w_t, x_n, x_c, x_h, x_w,
-    stride_h, stride_w, pad_top, pad_left, dil_h, dil_w, scale, cut,
+    stride_h, stride_w, pad_top, pad_left, dil_h, dil_w,
     TAPS: tl.constexpr, KERNEL_W: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, BITS: tl.constexpr,
     WORDS: tl.constexpr, GAIN: tl.constexpr, NOISE: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,

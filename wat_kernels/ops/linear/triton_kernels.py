@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wat_kernels.triton_gemm import add_up_parts, dot, splits_of, tile_of
+from wat_kernels.triton_gemm import NOT_SPECIALIZED, add_up_parts, dot, splits_of, tile_of
 from wat_kernels.triton_philox import noise_at, noise_factor, row_of, row_words
 
 
@@ -72,10 +72,10 @@ def shadow_tile(
     return tile
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def linear_fwd_kernel(
-    x, weight, bias, gain, y, key, thresholds, grid, rows, shadows, chunk, in_features, out_features,
-    x_r, x_i, w_o, w_i, y_r, y_o, scale, cut,
+    x, weight, bias, gain, y, key, thresholds, grid, scale, cut, rows, shadows, chunk, in_features, out_features,
+    x_r, x_i, w_o, w_i, y_r, y_o,
     GRID: tl.constexpr, BIAS: tl.constexpr, GAIN: tl.constexpr, NOISE: tl.constexpr, PACKED: tl.constexpr,
     WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
@@ -127,10 +127,10 @@ def linear_fwd_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def linear_bwd_data_kernel(
-    dy, weight, gain, dx, key, thresholds, grid, rows, shadows, chunk, in_features, out_features,
-    y_r, y_o, w_o, w_i, x_r, x_i, scale, cut,
+    dy, weight, gain, dx, key, thresholds, grid, scale, cut, rows, shadows, chunk, in_features, out_features,
+    y_r, y_o, w_o, w_i, x_r, x_i,
     GRID: tl.constexpr, GAIN: tl.constexpr, NOISE: tl.constexpr, PACKED: tl.constexpr, WIDE: tl.constexpr,
     PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP_M: tl.constexpr,
 ):  # fmt: skip
@@ -179,10 +179,10 @@ def linear_bwd_data_kernel(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def linear_bwd_weight_kernel(
-    dy, x, weight, gain, dweight, dgain, parts, arrived, key, thresholds, grid, rows, shadows, chunk, in_features,
-    out_features, y_r, y_o, x_r, x_i, w_o, w_i, d_o, d_i, scale, cut, programs,
+    dy, x, weight, gain, dweight, dgain, parts, arrived, key, thresholds, grid, scale, cut, rows, shadows, chunk,
+    in_features, out_features, y_r, y_o, x_r, x_i, w_o, w_i, d_o, d_i, programs,
     GRID: tl.constexpr, NEEDS_WEIGHT: tl.constexpr, NEEDS_GAIN: tl.constexpr, GAIN: tl.constexpr, NOISE: tl.constexpr,
     PACKED: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr,
     BO: tl.constexpr, BI: tl.constexpr, BP: tl.constexpr, GROUP_M: tl.constexpr,
