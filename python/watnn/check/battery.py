@@ -144,10 +144,16 @@ def call_of(case: Case, device: torch.device, dtype: torch.dtype) -> dispatch.Ca
     code = 0 if noise is None else noise.code
     if case.op == "shadow_linear":
         return dispatch.Call(
-            device.type, dtype, in_channels=case.weight[1], out_channels=case.weight[0], noise=code, rows=case.x[0]
+            device.type,
+            dtype,
+            in_channels=case.weight[1],
+            out_channels=case.weight[0],
+            noise=code,
+            rows=case.x[0],
+            device_index=device.index,
         )
     groups, kernel = case.drawn.get("groups", 1), (case.weight[2], case.weight[3])
-    return dispatch.Call(device.type, dtype, kernel, case.x[1], case.weight[0], groups, code)
+    return dispatch.Call(device.type, dtype, kernel, case.x[1], case.weight[0], groups, code, device_index=device.index)
 
 
 def _leaves(case: Case, dtype: torch.dtype) -> dict[str, Tensor]:
