@@ -20,6 +20,7 @@ _WITHOUT_AUTOCAST = frozenset(
     device for device in ("meta", "lazy", "vulkan") if not torch.amp.is_autocast_available(device)
 )
 Plan = TypeVar("Plan")
+_forget: list[Callable[[], None]] = []
 
 
 class Meta(NamedTuple):
@@ -59,6 +60,7 @@ def once(plan: Callable[..., Plan]) -> Callable[..., Plan]:
     On a small layer the checks would cost more than the convolution.
     """
     remembered = functools.lru_cache(maxsize=4096, typed=True)(plan)
+    _forget.append(remembered.cache_clear)
 
     @functools.wraps(plan)
     def call(*arguments: Any) -> Plan:
@@ -70,6 +72,12 @@ def once(plan: Callable[..., Plan]) -> Callable[..., Plan]:
         return plan(*arguments)
 
     return call
+
+
+def forget_plans() -> None:
+    """Has every call checked anew, and a backend chosen for it."""
+    for forget in _forget:
+        forget()
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:

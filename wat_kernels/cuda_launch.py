@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from wat_kernels.compiled_constant import compiled_constant
 from wat_kernels.dispatch import Call
 from wat_kernels.extension import CUDA
 
@@ -20,11 +21,17 @@ def refusal(call: Call) -> str:
         return f"x is {call.dtype}; it computes in float32, float16 and bfloat16"
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    return _device_refusal(torch.cuda.current_device())
+    return _device_refusal(-1 if call.device_index is None else call.device_index)
+
+
+@compiled_constant
+def _device_refusal(index: int) -> str:
+    """Of cuda:`index`, or of the current device for -1."""
+    return _refusal_of(torch.cuda.current_device() if index < 0 else index)
 
 
 @cache
-def _device_refusal(device: int) -> str:
+def _refusal_of(device: int) -> str:
     reason = torch.ops.wat_kernels.cuda_refusal(device)
     return reason and f"its kernels do not run on cuda:{device}: {reason}"
 

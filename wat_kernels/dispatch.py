@@ -19,7 +19,8 @@ NAMES = ("cuda", "triton", "native", "library", "reference")
 class Call(NamedTuple):
     """What backends look at to accept or refuse. `kernel` is (1, 1) and `groups` 1 for a linear layer.
 
-    rows: of the matrix that a linear layer multiplies; for a convolution, output pixels of the whole batch
+    rows:  of the matrix that a linear layer multiplies; for a convolution, output pixels of the whole batch
+    device_index: of x's device among those of its type; None is the current one
     """
 
     device: str
@@ -30,6 +31,7 @@ class Call(NamedTuple):
     groups: int = 1
     noise: int = 0
     rows: int = 1
+    device_index: int | None = None
 
 
 class Backend(Protocol):

@@ -1,4 +1,4 @@
-"""The console script `watnn`: `watnn info`, `watnn demo` and `watnn bench`."""
+"""The console script `watnn`: `watnn info`, `watnn check`, `watnn demo` and `watnn bench`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(describe())
         return 0
+    if arguments.command == "check":
+        from watnn.check.command import run as run_check
+
+        return run_check(arguments.device, arguments.backend)
     extra = arguments.command
     missing = [name for package, name in _EXTRAS[extra].items() if importlib.util.find_spec(package) is None]
     if missing:
@@ -60,8 +64,19 @@ class _OneLineParser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _OneLineParser(prog="watnn", description="Layers whose weight is redrawn at every forward.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,demo,bench}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{info,check,demo,bench}")
     commands.add_parser("info", help="versions, devices, and which backends run here")
+    check = commands.add_parser(
+        "check",
+        help="compare this machine's kernels with the reference, so that auto takes them on a GPU",
+        description="Compares every fused backend that runs here with the reference, on cases that take less than 90 s on "
+        "a GPU and seconds on a CPU, and keeps the answer in the user's cache folder (WAT_CACHE_DIR): on a GPU, auto takes "
+        "what has passed. Exit status 0 passed, 1 failed, 2 nothing to check.",
+    )
+    check.add_argument("--device", help="cpu, cuda or cuda:1 (default: the GPU where there is one)")
+    check.add_argument(
+        "--backend", nargs="+", choices=("cuda", "triton", "native"), help="backends to check (default: all that run)"
+    )
     demo = commands.add_parser(
         "demo",
         help="train a small network plain, with WAT and with noise, and compare",

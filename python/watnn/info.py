@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from wat_kernels import dispatch
+from wat_kernels import dispatch, qualified
 from wat_kernels.extension import LIBRARIES
 from wat_kernels.ops.conv2d.op import BACKENDS as CONV2D_BACKENDS
 from wat_kernels.ops.linear.op import BACKENDS as LINEAR_BACKENDS
@@ -23,6 +23,7 @@ _OPS = (
 
 _ENVIRONMENT = {
     "WAT_BACKEND": "overrides backend='auto' in every op",
+    "WAT_CACHE_DIR": "folder in which `watnn check` keeps its answer, and auto looks for it",
     "WAT_CPU_ISA": "avx512, avx2 or portable: the instruction set of the native backend",
     "WAT_SKIP_NATIVE": "1 at install time: no compiled CPU backend",
     "WAT_FORCE_NATIVE": "1 at install time: fail where the native backend does not build",
@@ -120,6 +121,7 @@ def _devices() -> list[tuple[str, str]]:
             rows.append(
                 (f"cuda:{index}", f"{properties.name}, {memory}, capability {properties.major}.{properties.minor}")
             )
+            rows.append((f"cuda:{index} kernels", qualified.standing(index)))
     else:
         built = torch.version.cuda or torch.version.hip
         rows.append(("cuda", "no device found" if built else "this torch is built without CUDA or ROCm"))

@@ -26,7 +26,7 @@ def check_layer(
     dtype = dy.dtype
     compute = torch.promote_types(dtype, torch.float32)
     exact = [leaf.detach().to(compute).requires_grad_() for leaf in leaves]
-    with _no_tf32():
+    with fp32_precision():
         y = forward(*leaves)
         got = [y, *torch.autograd.grad(y, leaves, dy)]
         y = reference(*exact)
@@ -50,14 +50,14 @@ def _compare(name: str, got: Tensor, expected: Tensor, dtype: torch.dtype) -> No
 
 
 @contextlib.contextmanager
-def _no_tf32() -> Iterator[None]:
-    """fp32 means fp32 where results are compared; what is timed has the user's settings."""
+def fp32_precision(precision: str = "ieee") -> Iterator[None]:
+    """fp32 means fp32 where results are compared, or torch's "tf32"; what is timed has the user's settings."""
     switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
     before = [switch.fp32_precision for switch in switches]
     try:
         for switch in switches:
-            switch.fp32_precision = "ieee"
+            switch.fp32_precision = precision
         yield
     finally:
-        for switch, precision in zip(switches, before, strict=True):
-            switch.fp32_precision = precision
+        for switch, restored in zip(switches, before, strict=True):
+            switch.fp32_precision = restored

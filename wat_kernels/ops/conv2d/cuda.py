@@ -15,6 +15,7 @@ from torch import Tensor
 from wat_kernels.cuda_launch import multiprocessors, refusal, stream_of
 from wat_kernels.dispatch import Call
 from wat_kernels.ops.conv2d.geometry import memory_format, output_size
+from wat_kernels.qualified import qualified
 from wat_kernels.torch_library import LIBRARY, implement
 
 _MOST_TAPS = 1024
@@ -43,6 +44,11 @@ def supports(call: Call) -> tuple[bool, str]:
     if not reason and math.prod(call.kernel) > _MOST_TAPS:
         reason = f"the kernel is {call.kernel[0]}x{call.kernel[1]}; it takes up to {_MOST_TAPS} taps"
     return not reason, reason
+
+
+def worthwhile(call: Call) -> tuple[bool, str]:
+    """Once this GPU has been seen to compute right with it."""
+    return qualified("shadow_conv2d", "cuda", call)
 
 
 def _fwd(

@@ -28,13 +28,12 @@ from wat_kernels.ops.conv2d import cuda, library, native, reference, triton
 from wat_kernels.ops.conv2d.geometry import output_size, pair, resolve_padding
 from wat_kernels.tap_table import TapTable
 
-# In the order in which `auto` asks. It does not get as far as cuda and triton, which no GPU has run yet: once one has
-# passed `make gpu-check`, their lines come first (depthwise to cuda, the rest to triton).
+# In the order in which `auto` asks: depthwise convolutions to cuda, the others to triton, where this GPU is qualified.
 BACKENDS = {
     "native": native,
-    "library": library,
     "cuda": cuda,
     "triton": triton,
+    "library": library,
     "reference": reference,
 }
 
@@ -142,7 +141,7 @@ def _plan(
     code, amount = (0, 0.0) if noise is None else (noise.code, noise.amount)
     dtype = cast_dtype(cast_to, x.dtype)
     rows = batch * output[0] * output[1]
-    call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code, rows)
+    call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code, rows, x.device.index)
     chosen = dispatch.decide("shadow_conv2d", BACKENDS, backend, environment, call)
     return _Plan(chosen, (stride, pads, dilation, groups, shadows, code, amount), channels == 0)
 

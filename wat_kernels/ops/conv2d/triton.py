@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wat_kernels.dispatch import Call
 from wat_kernels.ops.conv2d.geometry import memory_format, output_size
+from wat_kernels.qualified import qualified
 from wat_kernels.tap_table import identity_line
 from wat_kernels.torch_library import implement
 
@@ -48,6 +49,11 @@ def supports(call: Call) -> tuple[bool, str]:
     if not reason and math.prod(call.kernel) > MAX_TAPS:
         reason = f"the kernel is {call.kernel[0]}x{call.kernel[1]}; it takes up to {MAX_TAPS} taps"
     return not reason, reason
+
+
+def worthwhile(call: Call) -> tuple[bool, str]:
+    """Once this GPU has been seen to compute right with it."""
+    return qualified("shadow_conv2d", "triton", call)
 
 
 # What makes a problem for the tuner; what is drawn, and so how many taps are computed, does not.

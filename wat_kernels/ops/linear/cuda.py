@@ -13,6 +13,7 @@ from torch import Tensor
 
 from wat_kernels.cuda_launch import multiprocessors, refusal, stream_of
 from wat_kernels.dispatch import Call
+from wat_kernels.qualified import qualified
 from wat_kernels.torch_library import LIBRARY, implement
 
 _MOST_ROWS = 64  # csrc/cuda/linear.h
@@ -38,6 +39,11 @@ def supports(call: Call) -> tuple[bool, str]:
     if not reason and call.rows > _MOST_ROWS:
         reason = f"x has {call.rows} rows; it takes at most {_MOST_ROWS}"
     return not reason, reason
+
+
+def worthwhile(call: Call) -> tuple[bool, str]:
+    """Once this GPU has been seen to compute right with it."""
+    return qualified("shadow_linear", "cuda", call)
 
 
 def _fwd(

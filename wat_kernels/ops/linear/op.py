@@ -27,13 +27,12 @@ from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise, TensorNoise
 from wat_kernels.ops.linear import cuda, library, native, reference, triton
 
-# In the order in which `auto` asks. It does not get as far as cuda and triton, which no GPU has run yet: once one has
-# passed `make gpu-check`, their lines come first (few rows to cuda, the rest to triton).
+# In the order in which `auto` asks: few rows to cuda, the others to triton, where this GPU is qualified.
 BACKENDS = {
     "native": native,
-    "library": library,
     "cuda": cuda,
     "triton": triton,
+    "library": library,
     "reference": reference,
 }
 
@@ -122,7 +121,13 @@ def _plan(
     dtype = cast_dtype(cast_to, x.dtype)
     rows = math.prod(x.shape[:-1])
     call = dispatch.Call(
-        x.device.type, dtype, in_channels=weight.shape[1], out_channels=weight.shape[0], noise=code, rows=rows
+        x.device.type,
+        dtype,
+        in_channels=weight.shape[1],
+        out_channels=weight.shape[0],
+        noise=code,
+        rows=rows,
+        device_index=x.device.index,
     )
     chosen = dispatch.decide("shadow_linear", BACKENDS, backend, environment, call)
     return _Plan(chosen, (shadows, code, amount), 0 in weight.shape)

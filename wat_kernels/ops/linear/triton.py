@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from wat_kernels.dispatch import Call
+from wat_kernels.qualified import qualified
 from wat_kernels.torch_library import implement
 
 try:
@@ -45,6 +46,11 @@ except ImportError as error:
 def supports(call: Call) -> tuple[bool, str]:
     reason = _MISSING or refusal(call)
     return not reason, reason
+
+
+def worthwhile(call: Call) -> tuple[bool, str]:
+    """Once this GPU has been seen to compute right with it."""
+    return qualified("shadow_linear", "triton", call)
 
 
 _PROBLEM = ("shadows", "chunk", "in_features", "out_features", "GRID", "NOISE", "PACKED", "PRECISION")
