@@ -142,7 +142,11 @@ def test_interpreted_kernels_are_never_taken():
     assert not qualified.qualified("shadow_conv2d", "triton", DENSE._replace(device="cpu"))[0]
 
 
-def test_the_question_is_a_constant_of_a_compiled_graph():
+def test_the_question_is_a_constant_of_a_compiled_graph(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "is_available", lambda: False
+    )  # of which the compiler asks the state of the generator
+
     def function(x):
         return x + (1 if qualified._refusal("convolution", "triton", "float32", 0) else 2)
 
