@@ -38,7 +38,7 @@ class Backend(Protocol):
     """A module of `ops/<op>/`: it registers its overloads of the op when imported.
 
     A module may also have `worthwhile(call) -> (ok, reason)`: whether `auto` should take it for a call that it supports. A
-    backend that is named is not asked.
+    backend that is named is not asked. And it may have RUNS_ON, the only type of device for which `auto` considers it.
     """
 
     def supports(self, call: Call) -> tuple[bool, str]: ...
@@ -80,6 +80,8 @@ def decide(op: str, backends: Mapping[str, Backend], requested: str, environment
         return Decision(requested)
     passed_over: list[tuple[str, str]] = []
     for name, backend in backends.items():
+        if getattr(backend, "RUNS_ON", call.device) != call.device:
+            continue  # made for another kind of device: nobody would rather have it
         accepted, reason = backend.supports(call)
         if accepted and hasattr(backend, "worthwhile"):
             accepted, reason = backend.worthwhile(call)

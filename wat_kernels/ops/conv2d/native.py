@@ -16,6 +16,9 @@ _SMALL = 2**20  # multiply-adds that take less time than the library backend nee
 _MOST_TAPS = 4096  # of the scratch bound: a panel of more would not fit 2 MiB
 
 
+RUNS_ON = "cpu"
+
+
 def supports(call: Call) -> tuple[bool, str]:
     if not NATIVE.available:
         return False, NATIVE.reason

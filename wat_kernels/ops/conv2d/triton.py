@@ -44,6 +44,9 @@ except ImportError as error:
     _MISSING, INTERPRETED = f"triton cannot be imported ({error})", False
 
 
+RUNS_ON = "cuda"
+
+
 def supports(call: Call) -> tuple[bool, str]:
     reason = _MISSING or refusal(call)
     if not reason and math.prod(call.kernel) > MAX_TAPS:

@@ -34,6 +34,9 @@ LIBRARY.define(
 )
 
 
+RUNS_ON = "cuda"
+
+
 def supports(call: Call) -> tuple[bool, str]:
     reason = refusal(call)
     if not reason and call.rows > _MOST_ROWS:

@@ -13,6 +13,9 @@ from wat_kernels.extension import NATIVE, NATIVE_IS_PORTABLE
 _MANY_ROWS = 512
 
 
+RUNS_ON = "cpu"
+
+
 def supports(call: Call) -> tuple[bool, str]:
     if not NATIVE.available:
         return False, NATIVE.reason
