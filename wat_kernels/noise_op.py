@@ -147,8 +147,10 @@ def _fake_multiply(source, out, first, steps, key, shadow, noise, amount):
 
 def _triton_multiply(source, out, first, steps, key, shadow, noise, amount):
     """All of SW in one launch, in any layout of three dimensions; the rest, which a GPU is not given, in slices."""
-    if first or list(steps) != _in_order(source.shape) or not triton_noise.multiply(
-        source, out, key, shadow, noise, amount
+    if (
+        first
+        or list(steps) != _in_order(source.shape)
+        or not triton_noise.multiply(source, out, key, shadow, noise, amount)
     ):
         _plain_multiply(source, out, first, steps, key, shadow, noise, amount)
 

@@ -18,7 +18,7 @@ BLOCK = 1024
 
 
 @triton.jit
-def noise_kernel(
+def noise_kernel(  # type: ignore[no-untyped-def]
     key, source, out, first_shadow, elements, middle, inner, source_outer, source_middle, source_inner,
     out_outer, out_middle, out_inner, scale, cut,
     NOISE: tl.constexpr, MULTIPLY: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
@@ -45,10 +45,7 @@ def noise_kernel(
         m = element // inner % middle
         o = element // inner // middle
         value = tl.load(source + o * source_outer + m * source_middle + i * source_inner, mask=inside)
-        if value.dtype == tl.float64:
-            product = value * factor.to(tl.float64)
-        else:
-            product = value.to(tl.float32) * factor
+        product = value * factor.to(tl.float64) if value.dtype == tl.float64 else value.to(tl.float32) * factor
         place = out + o * out_outer + m * out_middle + i * out_inner
         tl.store(place, product.to(out.dtype.element_ty), mask=inside)
     else:

@@ -106,12 +106,12 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(OPS.noise, name), (key, 2, 37, 2, 0.3))
     amount = torch.tensor(0.3, dtype=torch.float64)
     torch.library.opcheck(
-        getattr(OPS.noise_scaled, name), (key, 2, 37, 1, amount), test_utils=("test_schema", "test_autograd_registration")
+        getattr(OPS.noise_scaled, name),
+        (key, 2, 37, 1, amount),
+        test_utils=("test_schema", "test_autograd_registration"),
     )
     source = torch.randn(5, 7)
-    torch.library.opcheck(
-        getattr(OPS.noise_multiply, name), (source, torch.zeros(5, 7), 3, [9, 1], key, 1, 2, 0.3)
-    )
+    torch.library.opcheck(getattr(OPS.noise_multiply, name), (source, torch.zeros(5, 7), 3, [9, 1], key, 1, 2, 0.3))
 
 
 def test_within_torch_func_the_key_may_be_batched():

@@ -40,7 +40,12 @@ def _span(size: int, flip: bool, shift: int) -> _Span:
 
 
 class _Part:
-    """The part of one shadow's SW that is multiplied, and the way back from it to PW."""
+    """The part of one shadow's SW that is multiplied, and the way back from it to PW.
+
+    copies: whether `moved` makes a tensor of its own, that may be written to
+    """
+
+    copies = False
 
     def __init__(self, weight: Tensor, out: slice, into: slice):
         self.weight, self.out, self.into = weight, out, into
@@ -61,6 +66,7 @@ class _Window(_Part):
         super().__init__(weight, out.shadow, into.shadow)
         self._plain = (out.plain, into.plain)
         self._flipped = [axis for axis, span in enumerate((out, into)) if span.flip]
+        self.copies = bool(self._flipped)
 
     def moved(self) -> Tensor:
         part = self.weight[self._plain]
@@ -72,6 +78,8 @@ class _Window(_Part):
 
 class _Gathered(_Part):
     """All of SW, its indices computed on the device. flip, shift: of both axes, (1,) int64 each."""
+
+    copies = True
 
     def __init__(self, weight: Tensor, flips: Sequence[Tensor], shifts: Sequence[Tensor]):
         super().__init__(weight, slice(0, weight.shape[0]), slice(0, weight.shape[1]))
@@ -136,8 +144,7 @@ def _shadow(part: _Part, gain: Tensor | None, draw: _Draw) -> Tensor:
     plain = part.moved()
     shadow = plain
     if draw.noise:
-        fresh = plain.untyped_storage().data_ptr() != part.weight.untyped_storage().data_ptr()
-        shadow = draw.multiply(plain, plain if fresh else torch.empty_like(plain), part)
+        shadow = draw.multiply(plain, plain if part.copies else torch.empty_like(plain), part)
     if gain is None:
         return shadow
     scale = _gain_of(gain, part).to(shadow.dtype)
