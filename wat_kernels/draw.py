@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wat_kernels import philox
-from wat_kernels.noise import DROP_CONNECT, MULTIPLICATIVE
+from wat_kernels import noise_op, philox
 from wat_kernels.tap_table import TapTable
 from wat_kernels.torch_library import LIBRARY
 
@@ -79,13 +78,14 @@ def dense_maps(taps: Tensor, rows: Tensor, count: int) -> Tensor:
     return coefficients.new_zeros(shadows, count * count).scatter_add(1, places, coefficients).view(-1, count, count)
 
 
+def drawn_on_host(key: Tensor) -> bool:
+    """Whether a draw can be read on the host without waiting for a device."""
+    return key.device.type == "cpu"
+
+
 def draw_noise(kind: int, amount: float | Tensor, key: Tensor, shadows: int, elements: int) -> Tensor:
     """The factor of every element of SW. Returns (shadows, elements) float32 in the order of DESIGN: e = (o*K + t)*I + i.
 
     Multiplicative noise is 1 + std * z (DAMP, arXiv 2406.16540); DropConnect is 0 or 1 / (1 - p), so its mean is 1.
     """
-    if kind == MULTIPLICATIVE:
-        return 1 + amount * philox.standard_normal(key, shadows, elements)
-    if kind == DROP_CONNECT:
-        return philox.keep_mask(key, shadows, elements, amount).to(torch.float32) / (1 - amount)
-    raise ValueError(f"noise={kind} is not a kind of noise; accepted are {MULTIPLICATIVE} and {DROP_CONNECT}")
+    return noise_op.draw(key, shadows, elements, kind, amount)

@@ -70,38 +70,47 @@ def row_words(key: Tensor, shadows: int) -> Words:
     return philox4x32((zero, zero, shadow, zero + PURPOSE_ROW), split_key(key))
 
 
-def _noise_words(key: Tensor, shadows: int, blocks: int) -> Words:
-    """Words of the first `blocks` noise blocks of every shadow: four (shadows, blocks) int64 tensors."""
-    block = torch.arange(blocks, device=key.device)
-    shadow = torch.arange(shadows, device=key.device).unsqueeze(1)
-    purpose = torch.full_like(shadow, PURPOSE_NOISE)
-    return philox4x32((block & _MASK32, block >> 32, shadow, purpose), split_key(key))
+def _noise_words(key: Tensor, shadows: int, blocks: int, *, first: int = 0, shadow: int = 0) -> Words:
+    """Words of `blocks` noise blocks from `first` on, of `shadows` shadows from `shadow` on.
+
+    Returns four (shadows, blocks) int64 tensors.
+    """
+    block = torch.arange(first, first + blocks, device=key.device)
+    number = torch.arange(shadow, shadow + shadows, device=key.device).unsqueeze(1)
+    purpose = torch.full_like(number, PURPOSE_NOISE)
+    return philox4x32((block & _MASK32, block >> 32, number, purpose), split_key(key))
 
 
-def keep_mask(key: Tensor, shadows: int, elements: int, probability: float | Tensor) -> Tensor:
+def keep_mask(
+    key: Tensor, shadows: int, elements: int, probability: float | Tensor, *, first: int = 0, shadow: int = 0
+) -> Tensor:
     """DropConnect's mask: element e of shadow s is kept unless its 16 random bits are below round(65536 * p).
 
     One block covers 8 consecutive elements: halves of word 0 (low, then high), of word 1, and so on.
-    key: () int64. Returns (shadows, elements) bool.
+    key: () int64. first: the first element, a multiple of 8; shadow: the first shadow.
+    Returns (shadows, elements) bool.
     """
-    words = torch.stack(_noise_words(key, shadows, -(-elements // 8)), dim=-1)  # (S, blocks, 4)
-    halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1)  # (S, blocks, 4, 2)
+    drawn = _noise_words(key, shadows, -(-elements // 8), first=first // 8, shadow=shadow)
+    words = torch.stack(drawn, dim=-1)  # (S, blocks, 4)
+    halves = torch.stack((words & 0xFFFF, words >> 16), dim=-1).flatten(1)[:, :elements]  # (S, blocks * 8)
     least = 65536 * probability
-    return halves.reshape(shadows, -1)[:, :elements] >= (least.round() if isinstance(least, Tensor) else round(least))
+    return halves >= (least.round() if isinstance(least, Tensor) else round(least))
 
 
-def standard_normal(key: Tensor, shadows: int, elements: int) -> Tensor:
+def standard_normal(key: Tensor, shadows: int, elements: int, *, first: int = 0, shadow: int = 0) -> Tensor:
     """Standard normal numbers by Box-Muller in fp32.
 
     One block covers 4 consecutive elements: words (0, 1) give elements 0 and 1, words (2, 3) elements 2 and 3. Of each
     word the upper 24 bits are used, which fp32 holds exactly: u = (w0 >> 8) + 1 in units of 2**-24 is in (0, 1] and
     never 0, the angle is (w1 >> 8) * 2**-24 of a turn; first cos, then sin.
-    key: () int64. Returns (shadows, elements) float32.
+    key: () int64. first: the first element, a multiple of 4; shadow: the first shadow.
+    Returns (shadows, elements) float32.
     """
-    words = torch.stack(_noise_words(key, shadows, -(-elements // 4)), dim=-1)  # (S, blocks, 4)
+    drawn = _noise_words(key, shadows, -(-elements // 4), first=first // 4, shadow=shadow)
+    words = torch.stack(drawn, dim=-1)  # (S, blocks, 4)
     unit = 2.0**-24
     uniform = ((words[..., 0::2] >> 8) + 1).float() * unit  # (S, blocks, 2)
     angle = (words[..., 1::2] >> 8).float() * (2 * math.pi * unit)
     radius = torch.sqrt(-2 * torch.log(uniform))
     pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)  # (S, blocks, 2, 2)
-    return pairs.reshape(shadows, -1)[:, :elements]
+    return pairs.flatten(1)[:, :elements]

@@ -1,8 +1,8 @@
 """Materialise the active taps of SW, call the vendor's convolution: the honest baseline, and a fallback.
 
-The drawn row is read on the host, so that the kernel can be cropped to the rectangle of its active taps: a translated
-kernel is a smaller kernel with another padding, and what is outside is computed by nobody. On an accelerator that is a
-wait for the device at each call; while a CUDA graph is being captured, where waiting is not possible, SW is whole.
+On the CPU the drawn row is read, so that the kernel can be cropped to the rectangle of its active taps: a translated
+kernel is a smaller kernel with another padding, and what is outside is computed by nobody. On an accelerator that would
+mean to wait for the device at each call; SW is whole there, with zeros at the other taps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from wat_kernels.dispatch import Call
-from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from
+from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from, drawn_on_host
 from wat_kernels.ops.conv2d.geometry import Padding, laid_out, memory_format, output_size
 from wat_kernels.torch_library import implement
 
@@ -92,7 +92,7 @@ def _form_shadows(
     if noise:
         drawn = draw_noise(noise, amount, key, shadows, weight.numel())
         factors = drawn.view(shadows, out_channels, count, in_channels).mT.to(compute)  # (S, O, I, K)
-    whole = weight.is_cuda and torch.cuda.is_current_stream_capturing()
+    whole = not drawn_on_host(key)
     formed: list[_Shadow | None] = []
     for s in range(shadows):
         active = range(count) if whole else lines[s, 1 : 1 + int(lines[s, 0])].tolist()

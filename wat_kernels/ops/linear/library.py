@@ -1,20 +1,22 @@
 """Materialise SW, call the vendor's matrix product: the honest baseline, and a fallback.
 
-A moved or flipped matrix is read through a view: only the part of PW that stays inside is multiplied. For that the
-shift is read on the host, which waits for the device on an accelerator.
+On the CPU a moved or flipped matrix is read through a view: only the part of PW that stays inside is multiplied. On an
+accelerator that would mean to wait for the drawn shift; SW is gathered whole there, with zeros in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from wat_kernels import noise_op
 from wat_kernels.dispatch import Call
-from wat_kernels.draw import draw_noise
+from wat_kernels.draw import drawn_on_host
 from wat_kernels.matrix_grid import draw_matrix_grid
+from wat_kernels.ops.linear.reference import source_index
 from wat_kernels.torch_library import implement
 
 
@@ -37,47 +39,121 @@ def _span(size: int, flip: bool, shift: int) -> _Span:
     return _Span(slice(size - last, size - first) if flip else slice(first, last), plain, flip)
 
 
-def _spans(
+class _Part:
+    """The part of one shadow's SW that is multiplied, and the way back from it to PW.
+
+    copies: whether `moved` makes a tensor of its own, that may be written to
+    """
+
+    copies = False
+
+    def __init__(self, weight: Tensor, out: slice, into: slice):
+        self.weight, self.out, self.into = weight, out, into
+
+    def moved(self) -> Tensor:
+        """PW as this part of SW sees it."""
+        return self.weight
+
+    def add_back(self, gradient: Tensor, total: Tensor) -> None:
+        """Adds the gradient of this part to that of PW."""
+        total += gradient
+
+
+class _Window(_Part):
+    """What stays inside, through a view of PW."""
+
+    def __init__(self, weight: Tensor, out: _Span, into: _Span):
+        super().__init__(weight, out.shadow, into.shadow)
+        self._plain = (out.plain, into.plain)
+        self._flipped = [axis for axis, span in enumerate((out, into)) if span.flip]
+        self.copies = bool(self._flipped)
+
+    def moved(self) -> Tensor:
+        part = self.weight[self._plain]
+        return part.flip(self._flipped) if self._flipped else part
+
+    def add_back(self, gradient: Tensor, total: Tensor) -> None:
+        total[self._plain] += gradient.flip(self._flipped) if self._flipped else gradient
+
+
+class _Gathered(_Part):
+    """All of SW, its indices computed on the device. flip, shift: of both axes, (1,) int64 each."""
+
+    copies = True
+
+    def __init__(self, weight: Tensor, flips: Sequence[Tensor], shifts: Sequence[Tensor]):
+        super().__init__(weight, slice(0, weight.shape[0]), slice(0, weight.shape[1]))
+        self._there = [source_index(*axis) for axis in zip(weight.shape, flips, shifts, strict=True)]
+        # line l of SW shows line l - shift, or size - 1 - l - shift where it is flipped, so that line p of PW is shown
+        # by line p + shift, or by size - 1 - p - shift: the same with the other sign, or the same
+        back = [torch.where(flip.bool(), shift, -shift) for flip, shift in zip(flips, shifts, strict=True)]
+        self._back = [source_index(*axis) for axis in zip(weight.shape, flips, back, strict=True)]
+
+    def moved(self) -> Tensor:
+        return _gather(self.weight, self._there)
+
+    def add_back(self, gradient: Tensor, total: Tensor) -> None:
+        total += _gather(gradient, self._back)
+
+
+def _gather(matrix: Tensor, axes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    (rows, rows_inside), (columns, columns_inside) = axes
+    found = matrix[rows.view(-1, 1), columns.view(1, -1)]
+    return found.masked_fill_(~(rows_inside.view(-1, 1) & columns_inside.view(1, -1)), 0)
+
+
+def _parts(
     weight: Tensor, key: Tensor, grid_thresholds: Tensor | None, grid: Tensor | None, shadows: int
-) -> list[tuple[_Span, _Span]]:
+) -> Iterator[_Part]:
+    """One for each shadow."""
     out_features, in_features = weight.shape
     if grid is None:
-        return [(_span(out_features, False, 0), _span(in_features, False, 0))] * shadows
+        yield from [_Part(weight, slice(0, out_features), slice(0, in_features))] * shadows
+        return
     assert grid_thresholds is not None  # they come together
-    if weight.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            "backend='library' reads the shift of a matrix on the host, which a CUDA graph capture forbids; "
-            "accepted there is backend='reference'"
+    draws = torch.stack(draw_matrix_grid(grid_thresholds, grid, key, shadows), dim=1)  # (S, 4)
+    if drawn_on_host(key):
+        for flip_out, flip_in, shift_out, shift_in in draws.tolist():
+            out, into = _span(out_features, bool(flip_out), shift_out), _span(in_features, bool(flip_in), shift_in)
+            yield _Window(weight, out, into)
+    else:
+        for s in range(shadows):
+            flip_out, flip_in, shift_out, shift_in = draws[s].unsqueeze(1).unbind()
+            yield _Gathered(weight, (flip_out, flip_in), (shift_out, shift_in))
+
+
+class _Draw(NamedTuple):
+    """The elementwise noise of one shadow."""
+
+    key: Tensor
+    shadow: int
+    noise: int
+    amount: float
+
+    def multiply(self, source: Tensor, out: Tensor, part: _Part) -> Tensor:
+        """source times the noise of this part of SW, written to `out` and returned."""
+        width = part.weight.shape[1]
+        first = part.out.start * width + part.into.start
+        return noise_op.multiply(
+            source, out, self.key, self.shadow, self.noise, self.amount, first=first, steps=(width, 1)
         )
-    drawn = torch.stack(draw_matrix_grid(grid_thresholds, grid, key, shadows), dim=1).tolist()
-    return [
-        (_span(out_features, bool(flip_out), shift_out), _span(in_features, bool(flip_in), shift_in))
-        for flip_out, flip_in, shift_out, shift_in in drawn
-    ]
 
 
-def _factors(weight: Tensor, key: Tensor, shadows: int, noise: int, amount: float) -> Sequence[Tensor | None]:
-    if not noise:
-        return [None] * shadows
-    return draw_noise(noise, amount, key, shadows, weight.numel()).view(shadows, *weight.shape).unbind()
+def _shadow(part: _Part, gain: Tensor | None, draw: _Draw) -> Tensor:
+    """This part of SW, scaled by the gain. Not to be written to: it may be PW itself."""
+    plain = part.moved()
+    shadow = plain
+    if draw.noise:
+        shadow = draw.multiply(plain, plain if part.copies else torch.empty_like(plain), part)
+    if gain is None:
+        return shadow
+    scale = _gain_of(gain, part).to(shadow.dtype)
+    return shadow.mul_(scale) if draw.noise else shadow * scale
 
 
-def _turned(matrix: Tensor, out: _Span, into: _Span) -> Tensor:
-    axes = [axis for axis, span in enumerate((out, into)) if span.flip]
-    return matrix.flip(axes) if axes else matrix
-
-
-def _shadow(weight: Tensor, gain: Tensor | None, out: _Span, into: _Span, factor: Tensor | None) -> Tensor:
-    """The part of SW that holds something of PW, scaled by the gain."""
-    part = _turned(weight[out.plain, into.plain], out, into)
-    if factor is not None:
-        part = (part * factor[out.shadow, into.shadow]).to(weight.dtype)
-    return part if gain is None else part * _gain_of(gain, out).to(weight.dtype)
-
-
-def _gain_of(gain: Tensor, out: _Span) -> Tensor:
-    """(1, 1) or (lines, 1): the gain of the output lines of `out.shadow`."""
-    return gain.reshape(-1, 1) if gain.numel() == 1 else gain[out.shadow].unsqueeze(1)
+def _gain_of(gain: Tensor, part: _Part) -> Tensor:
+    """(1, 1) or (lines, 1): the gain of the output lines of this part."""
+    return gain.reshape(-1, 1) if gain.numel() == 1 else gain[part.out].unsqueeze(1)
 
 
 def _fwd(
@@ -92,13 +168,13 @@ def _fwd(
     noise: int,
     amount: float,
 ) -> Tensor:
-    spans = _spans(weight, key, grid_thresholds, grid, shadows)
-    factors = _factors(weight, key, shadows, noise, amount)
+    parts = _parts(weight, key, grid_thresholds, grid, shadows)
     if grid is None and shadows == 1:
-        return torch.nn.functional.linear(x, _shadow(weight, gain, *spans[0], factors[0]), bias)
+        return torch.nn.functional.linear(x, _shadow(next(parts), gain, _Draw(key, 0, noise, amount)), bias)
     y = x.new_zeros(x.shape[0], weight.shape[0])
-    for chunk, y_chunk, (out, into), factor in zip(x.chunk(shadows), y.chunk(shadows), spans, factors, strict=True):
-        y_chunk[:, out.shadow] = chunk[:, into.shadow] @ _shadow(weight, gain, out, into, factor).mT
+    for s, (chunk, y_chunk, part) in enumerate(zip(x.chunk(shadows), y.chunk(shadows), parts, strict=True)):
+        shadow = _shadow(part, gain, _Draw(key, s, noise, amount))
+        y_chunk[:, part.out] = chunk[:, part.into] @ shadow.mT
     return y if bias is None else y.add_(bias)
 
 
@@ -116,25 +192,30 @@ def _bwd(
     mask: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     needs_x, needs_weight, needs_bias, needs_gain = mask
+    whole = grid is None and shadows == 1  # the sum over shadows has one term, and nothing moved
     dx = x.new_zeros(x.shape) if needs_x else x.new_empty(0)
-    dweight = weight.new_zeros(weight.shape) if needs_weight else x.new_empty(0)
+    dweight = weight.new_zeros(weight.shape) if needs_weight and not whole else x.new_empty(0)
     dgain = weight.new_zeros(weight.shape[0]) if needs_gain else x.new_empty(0)
-    spans = _spans(weight, key, grid_thresholds, grid, shadows)
-    factors = _factors(weight, key, shadows, noise, amount)
     chunks = (tensor.chunk(shadows) for tensor in (x, dy, dx if needs_x else x))
-    for x_chunk, dy_chunk, dx_chunk, (out, into), factor in zip(*chunks, spans, factors, strict=True):
-        dy_part, x_part = dy_chunk[:, out.shadow], x_chunk[:, into.shadow]
+    parts = _parts(weight, key, grid_thresholds, grid, shadows)
+    for s, (x_chunk, dy_chunk, dx_chunk, part) in enumerate(zip(*chunks, parts, strict=True)):
+        draw = _Draw(key, s, noise, amount)
+        dy_part, x_part = dy_chunk[:, part.out], x_chunk[:, part.into]
         if needs_x:
-            dx_chunk[:, into.shadow] = dy_part @ _shadow(weight, gain, out, into, factor)
+            dx_chunk[:, part.into] = dy_part @ _shadow(part, gain, draw)
         if needs_weight or needs_gain:
-            unscaled = dy_part.mT @ x_part
-            if factor is not None:
-                unscaled = (unscaled * factor[out.shadow, into.shadow]).to(weight.dtype)
+            gradient = dy_part.mT @ x_part
+            if noise:
+                draw.multiply(gradient, gradient, part)
             if needs_gain:
-                dgain[out.shadow] += (unscaled * _turned(weight[out.plain, into.plain], out, into)).sum(1)
+                dgain[part.out] += (gradient * part.moved()).sum(1)
             if needs_weight:
-                scaled = unscaled if gain is None else unscaled * _gain_of(gain, out).to(weight.dtype)
-                dweight[out.plain, into.plain] += _turned(scaled, out, into)
+                if gain is not None:
+                    gradient *= _gain_of(gain, part).to(weight.dtype)
+                if whole:
+                    dweight = gradient
+                else:
+                    part.add_back(gradient, dweight)
     if needs_gain and gain is not None:
         dgain = (dgain.sum() if gain.numel() == 1 else dgain).reshape(gain.shape).to(gain.dtype)
     return dx, dweight, dy.sum(0) if needs_bias else x.new_empty(0), dgain
