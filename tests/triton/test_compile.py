@@ -4,7 +4,12 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'wat-kernels[triton]'")
 
+import triton
+from triton.compiler import ASTSource
+
 from benchmarks.compile_report import CHIPS, cases, compile_case, problems
+from benchmarks.compile_report import _nvidia_resources as resources
+from wat_kernels.triton_noise import BLOCK, noise_kernel
 
 CASES = {}
 for _case in cases():
@@ -67,3 +72,16 @@ def test_the_report_walks_every_configuration():
     for found in CASES.values():
         for config in found[0].tuned.configs:
             assert (found[0].kernel, str(config)) in walked
+
+
+@pytest.mark.parametrize("multiply", [False, True])
+@pytest.mark.parametrize("noise", [1, 2], ids=["multiplicative", "dropconnect"])
+def test_the_noise_kernel(noise, multiply):
+    integers = ["first_shadow", "elements", "middle", "inner", "source_outer", "source_middle", "source_inner",
+                "out_outer", "out_middle", "out_inner", "cut"]  # fmt: skip
+    signature = {"key": "*i64", "source": "*bf16", "out": "*bf16", **dict.fromkeys(integers, "i32"), "scale": "fp32"}
+    constants = {"NOISE": noise, "MULTIPLY": multiply, "WIDE": False, "BLOCK": BLOCK}
+    signature = {name: signature.get(name, "constexpr") for name in noise_kernel.arg_names}
+    compiled = triton.compile(ASTSource(noise_kernel, signature, constants), target=CHIPS["sm_90"].target)
+    registers, stack = resources(compiled.asm["cubin"])
+    assert registers <= 128 and stack == 0
