@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*/* build_tools/*.py) setup.py pyproject.toml
 
-.PHONY: demo test test-long gpu-check docs sanitize lint format clean
+.PHONY: demo test test-long test-versions gpu-check docs sanitize lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/watnn demo
@@ -14,6 +14,22 @@ test: $(VENV)/installed lint
 
 test-long: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The suite on another torch and Python, built against them in a copy of the tree, without most development packages: what
+# needs them skips. `make test-versions TORCH=2.11.0 PYTHON=python3.12`; torch with CUDA is a download of a few GB.
+# numpy: the interpreter of triton 3.6 does not work with 2.5
+TORCH ?= 2.11.0
+VERSION := build/versions/$(TORCH)
+VERSION_PACKAGES := torch==$(TORCH) 'numpy<2.5' setuptools wheel ninja pytest pytest-xdist hypothesis matplotlib rich
+test-versions:
+	$(PYTHON) -m venv $(VERSION)/env
+	$(VERSION)/env/bin/python -m pip install --quiet --disable-pip-version-check $(VERSION_PACKAGES)
+	rm -rf $(VERSION)/tree && mkdir $(VERSION)/tree
+	cp -r $(filter-out build dist site,$(wildcard *)) $(VERSION)/tree
+	rm -f $(VERSION)/tree/wat_kernels/*.so
+	PATH="$(abspath $(VERSION)/env/bin):$$PATH" WAT_FORCE_NATIVE=1 $(VERSION)/env/bin/python -m pip install --quiet \
+	  --disable-pip-version-check --no-deps --no-build-isolation --editable $(VERSION)/tree
+	cd $(VERSION)/tree && OMP_NUM_THREADS=1 ../env/bin/python -m pytest -n 2 -m "not long"
 
 # on a machine with a GPU: tests, launches, compute-sanitizer, benchmark; writes benchmarks/results/<gpu>/
 gpu-check: $(VENV)/installed
