@@ -17,10 +17,10 @@ test-long: $(VENV)/installed
 
 # The suite on another torch and Python, built against them in a copy of the tree, without most development packages: what
 # needs them skips. `make test-versions TORCH=2.11.0 PYTHON=python3.12`; torch with CUDA is a download of a few GB.
-# numpy: the interpreter of triton 3.6 does not work with 2.5
+# numpy: the interpreter of triton 3.6 does not work with 2.4
 TORCH ?= 2.11.0
 VERSION := build/versions/$(TORCH)
-VERSION_PACKAGES := torch==$(TORCH) 'numpy<2.5' setuptools wheel ninja pytest pytest-xdist hypothesis matplotlib rich
+VERSION_PACKAGES := torch==$(TORCH) 'numpy<2.4' setuptools wheel ninja pytest pytest-xdist hypothesis matplotlib rich
 test-versions:
 	$(PYTHON) -m venv $(VERSION)/env
 	$(VERSION)/env/bin/python -m pip install --quiet --disable-pip-version-check $(VERSION_PACKAGES)

@@ -34,7 +34,7 @@ def apply(
     if forward_ad._current_level >= 0:
         return _DualShadow.apply(op, backend, x, weight, bias, gain, key, arguments)
     if not torch.compiler.is_compiling() and not _needs_gradient(x, weight, bias, gain):
-        return _function(op, backend, arguments, x, weight)(x, weight, bias, gain, key, *arguments)
+        return _implementation(op, backend, arguments, x, weight)(x, weight, bias, gain, key, *arguments)
     return _Shadow.apply(op, backend, x, weight, bias, gain, key, arguments)
 
 
@@ -66,7 +66,7 @@ def _overload(op: str, backend: str, arguments: tuple) -> Any:
     return getattr(getattr(torch.ops.wat_kernels, op + scaled), backend)
 
 
-def _function(op: str, backend: str, arguments: tuple, *tensors: Tensor) -> Callable:
+def _implementation(op: str, backend: str, arguments: tuple, *tensors: Tensor) -> Callable:
     """What runs the op: the backend's own function where it is written in Python and nobody watches, else the op.
 
     torch's dispatcher takes a third of a small call's time on the host. It is passed through wherever something may ask
@@ -101,7 +101,7 @@ class _Shadow(torch.autograd.Function):
     def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
         ctx.save_for_backward(x, weight, gain, key)
         ctx.op, ctx.backend, ctx.arguments = op, backend, arguments
-        return _function(op, backend, arguments, x, weight)(x, weight, bias, gain, key, *arguments)
+        return _implementation(op, backend, arguments, x, weight)(x, weight, bias, gain, key, *arguments)
 
     @staticmethod
     def backward(ctx, dy):
@@ -116,7 +116,7 @@ class _Shadow(torch.autograd.Function):
                 grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
             else:
                 saved = ctx.saved_tensors
-                function = _function(f"{ctx.op}_bwd", ctx.backend, ctx.arguments, dy, *saved[:2])
+                function = _implementation(f"{ctx.op}_bwd", ctx.backend, ctx.arguments, dy, *saved[:2])
                 grads = function(dy, *saved, *ctx.arguments, mask)
         grads = (grad if asked else None for grad, asked in zip(grads, mask, strict=True))
         return None, None, *grads, None, None

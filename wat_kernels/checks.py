@@ -74,7 +74,7 @@ def once(plan: Callable[..., Plan]) -> Callable[..., Plan]:
     return call
 
 
-def forget_plans() -> None:
+def forget_decisions() -> None:
     """Has every call checked anew, and a backend chosen for it."""
     for forget in _forget:
         forget()

@@ -87,4 +87,4 @@ def forget() -> None:
     """Reads the record again at the next call; graphs that are compiled stay as they are."""
     known.cache_clear()
     _told.clear()
-    checks.forget_plans()
+    checks.forget_decisions()

@@ -24,6 +24,7 @@ from wat_kernels.dispatch import Call
 
 INTERPRETED = triton.knobs.runtime.interpret
 _MEASURES = not INTERPRETED
+_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 _MOST_PLANS = 4096  # of a pass: shapes that never come back must not fill the memory
 _runtime: Any = triton.knobs.runtime
 Plan = TypeVar("Plan")
@@ -50,7 +51,7 @@ def chosen() -> list[Chosen]:
 def choosing(pick: Callable[[str, list[triton.Config]], triton.Config]) -> Iterator[None]:
     """A block in which `pick`, of a kernel's name and the configurations that suit, chooses and nothing is measured.
 
-    Not for several threads. A plan that was made before keeps its configuration: `forget_plans` is called on both ends.
+    Not for several threads. Plans made before are forgotten, and so are afterwards those made within.
     """
     global _pick
     before, _pick = _pick, pick
@@ -250,9 +251,6 @@ def _loading_in_a_capture() -> Iterator[None]:
         yield
     finally:
         driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
-
-
-_RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
 
 def configs_of(names: Sequence[str], rows: Sequence[tuple[int, ...]]) -> list[triton.Config]:

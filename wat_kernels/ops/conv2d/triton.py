@@ -59,11 +59,11 @@ def worthwhile(call: Call) -> tuple[bool, str]:
     return qualified("shadow_conv2d", "triton", call)
 
 
-# What makes a problem for the tuner; what is drawn, and so how many taps are computed, does not.
 # Multiply-adds from which a weight whose input channels are not adjacent is copied first. A prediction, of no GPU yet: the
 # copy takes some 3 us, and a pass of so many multiply-adds 1.5 times that longer without it.
 _REPACKED_FROM = 2**29
 
+# What makes a problem for the tuner; what is drawn, and so how many taps are computed, does not.
 _PROBLEM = ("images", "groups", "in_channels", "out_channels", "height", "width", "out_height", "out_width", "stride_h",
             "stride_w", "shadows", "TAPS", "WIDTH", "NOISE", "PRECISION")  # fmt: skip
 
