@@ -1,0 +1,28 @@
+"""Where a stage runs its kernels: on a GPU, or in a rehearsal on the CPU at sizes that take no time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a stage needs to know of the run.
+
+    folder:    for the stage's logs and findings
+    device:    "cuda", or "cpu" in a rehearsal
+    rehearsal: sizes are to be tiny, and numbers mean nothing
+    seconds:   what the stage has left when its process begins
+    wanted:    with `--only-failed`, what had failed in the last run, by `Finding.what`; None otherwise
+    """
+
+    folder: Path
+    device: str
+    rehearsal: bool
+    seconds: float
+    wanted: frozenset[str] | None = None
+
+    def wants(self, what: str) -> bool:
+        """Whether something that can be run alone is to be run."""
+        return self.wanted is None or what in self.wanted

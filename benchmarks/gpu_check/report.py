@@ -1,0 +1,151 @@
+"""Steps, what they find, and the files in which findings are kept.
+
+A stage's file, <folder>/<stage>.jsonl, has a line for each event, written at once: a step that begins, a finding, a step that
+ends. So a process that dies in a step leaves everything it found, and the name of the step it died in.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a step found.
+
+    what:    unique in its stage, where `passed` is False: `--only-failed` asks for it by this name
+    passed:  whether it is as it has to be; None for a fact or a measurement, which is neither
+    text:    for people: the value with its unit, or what is wrong in one line
+    numbers: for programs: values by name, with the unit in the name ("kernel_us", "tflops")
+    """
+
+    what: str
+    passed: bool | None
+    text: str
+    numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+class Step(NamedTuple):
+    """A part of a stage that can fail alone.
+
+    what:    unique in its stage
+    run:     yields findings; an exception is a failed finding
+    seconds: after which the step is taken to hang, its process is ended, and the next one begins
+    """
+
+    what: str
+    run: Callable[[], Iterator[Finding]]
+    seconds: float = 30.0
+
+
+@dataclass
+class Record:
+    """What a stage's file says.
+
+    begun, ended: steps in their order
+    findings:     with the step that found each
+    """
+
+    begun: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    findings: list[tuple[str, Finding]] = field(default_factory=list)
+
+    @property
+    def under_way(self) -> str | None:
+        """The step that began and did not end."""
+        return next((step for step in reversed(self.begun) if step not in self.ended), None)
+
+    @property
+    def failed(self) -> list[tuple[str, Finding]]:
+        return [(step, finding) for step, finding in self.findings if finding.passed is False]
+
+
+def path_of(folder: Path, stage: str) -> Path:
+    return folder / f"{stage}.jsonl"
+
+
+def read(folder: Path, stage: str) -> Record:
+    """What is there; a last line that was cut off says nothing."""
+    record = Record()
+    path = path_of(folder, stage)
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            event = json.loads(line)
+            kind, step = event["event"], event["step"]
+            finding = Finding(**event["finding"]) if kind == "finding" else None
+        except (ValueError, KeyError, TypeError):
+            continue
+        if finding is not None:
+            record.findings.append((step, finding))
+        else:
+            (record.begun if kind == "begin" else record.ended).append(step)
+    return record
+
+
+class Report:
+    """Writes a stage's file. Raises OSError where it cannot, a full disk for example."""
+
+    def __init__(self, folder: Path, stage: str):
+        self._path = path_of(folder, stage)
+
+    def begin(self, step: str) -> None:
+        self._write(step, "begin")
+
+    def end(self, step: str) -> None:
+        self._write(step, "end")
+
+    def add(self, step: str, finding: Finding) -> None:
+        self._write(step, "finding", finding=asdict(finding))
+
+    def _write(self, step: str, event: str, **more: object) -> None:
+        line = json.dumps({"event": event, "step": step, "time": round(time.time(), 3), **more}, default=str)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def run_steps(steps: Sequence[Step], report: Report, done: Collection[str], seconds: float) -> bool:
+    """Runs the steps that are not `done`; none begins after `seconds`. Returns whether the process is fit to go on.
+
+    After an exception the GPU is asked whether it still works: an illegal access ends all later calls of the process, so
+    the rest must be run by another one.
+    """
+    deadline = time.monotonic() + seconds
+    for step in steps:
+        if step.what in done:
+            continue
+        if time.monotonic() > deadline:
+            return True
+        report.begin(step.what)
+        healthy = True
+        try:
+            for finding in step.run():
+                report.add(step.what, finding)
+        except OSError:  # of the report, or of a command that cannot be run: there is no going on
+            raise
+        except Exception as error:
+            report.add(step.what, Finding(step.what, False, f"{type(error).__name__}: {first_line(error)}"))
+            healthy = _gpu_works()
+        report.end(step.what)
+        if not healthy:
+            return False
+    return True
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+
+
+def _gpu_works() -> bool:
+    import torch
+
+    try:
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return True
+    except RuntimeError:
+        return False
