@@ -11,13 +11,15 @@ class Place:
     """What a stage needs to know of the run.
 
     folder:    for the stage's logs and findings
+    results:   the store that rows of the benchmark go to
     device:    "cuda", or "cpu" in a rehearsal
     rehearsal: sizes are to be tiny, and numbers mean nothing
     seconds:   what the stage has left when its process begins
-    wanted:    with `--only-failed`, what had failed in the last run, by `Finding.what`; None otherwise
+    wanted:    with `--only-failed`, names of steps and of findings that had failed or were not reached; None otherwise
     """
 
     folder: Path
+    results: Path
     device: str
     rehearsal: bool
     seconds: float

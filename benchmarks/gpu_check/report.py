@@ -1,7 +1,7 @@
 """Steps, what they find, and the files in which findings are kept.
 
-A stage's file, <folder>/<stage>.jsonl, has a line for each event, written at once: a step that begins, a finding, a step that
-ends. So a process that dies in a step leaves everything it found, and the name of the step it died in.
+A stage's file, <folder>/<stage>.jsonl, has a line for each event, written at once: the steps that are planned, a step that
+begins, a finding, a step that ends. So a process that dies in a step leaves everything it found, and the name of that step.
 """
 
 from __future__ import annotations
@@ -47,22 +47,32 @@ class Step(NamedTuple):
 class Record:
     """What a stage's file says.
 
-    begun, ended: steps in their order
-    findings:     with the step that found each
+    planned, begun, ended: steps in their order
+    findings:              with the step that found each
+    under_way:             (the step that began last and did not end, the seconds it may take), or None
+    about:                 what was checked: the GPU, the versions and the kernels, see `process`
     """
 
+    planned: list[str] = field(default_factory=list)
     begun: list[str] = field(default_factory=list)
     ended: list[str] = field(default_factory=list)
     findings: list[tuple[str, Finding]] = field(default_factory=list)
-
-    @property
-    def under_way(self) -> str | None:
-        """The step that began and did not end."""
-        return next((step for step in reversed(self.begun) if step not in self.ended), None)
+    under_way: tuple[str, float] | None = None
+    about: list[Mapping[str, str]] = field(default_factory=list)
 
     @property
     def failed(self) -> list[tuple[str, Finding]]:
         return [(step, finding) for step, finding in self.findings if finding.passed is False]
+
+    @property
+    def missing(self) -> list[str]:
+        """Steps that were planned and not reached."""
+        return [step for step in self.planned if step not in self.ended]
+
+    @property
+    def clean(self) -> bool:
+        """Whether everything that was planned was run, and nothing failed."""
+        return bool(self.planned) and not self.missing and not self.failed
 
 
 def path_of(folder: Path, stage: str) -> Path:
@@ -75,16 +85,26 @@ def read(folder: Path, stage: str) -> Record:
     path = path_of(folder, stage)
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
         try:
-            event = json.loads(line)
-            kind, step = event["event"], event["step"]
-            finding = Finding(**event["finding"]) if kind == "finding" else None
+            _take(record, json.loads(line))
         except (ValueError, KeyError, TypeError):
             continue
-        if finding is not None:
-            record.findings.append((step, finding))
-        else:
-            (record.begun if kind == "begin" else record.ended).append(step)
     return record
+
+
+def _take(record: Record, event: dict) -> None:
+    kind = event["event"]
+    if kind == "plan":
+        record.planned = list(event["steps"])
+    elif kind == "about":
+        record.about.append(event["about"])
+    elif kind == "begin":
+        record.begun.append(event["step"])
+        record.under_way = (event["step"], event["seconds"])
+    elif kind == "end":
+        record.ended.append(event["step"])
+        record.under_way = None
+    else:
+        record.findings.append((event["step"], Finding(**event["finding"])))
 
 
 class Report:
@@ -93,19 +113,42 @@ class Report:
     def __init__(self, folder: Path, stage: str):
         self._path = path_of(folder, stage)
 
-    def begin(self, step: str) -> None:
-        self._write(step, "begin")
+    def about(self, about: Mapping[str, str]) -> None:
+        self._write("about", about=dict(about))
+
+    def plan(self, steps: Sequence[str]) -> None:
+        self._write("plan", steps=list(steps))
+
+    def begin(self, step: Step) -> None:
+        self._write("begin", step=step.what, seconds=step.seconds)
 
     def end(self, step: str) -> None:
-        self._write(step, "end")
+        self._write("end", step=step)
 
     def add(self, step: str, finding: Finding) -> None:
-        self._write(step, "finding", finding=asdict(finding))
+        self._write("finding", step=step, finding=asdict(finding))
 
-    def _write(self, step: str, event: str, **more: object) -> None:
-        line = json.dumps({"event": event, "step": step, "time": round(time.time(), 3), **more}, default=str)
+    def _write(self, event: str, **more: object) -> None:
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **more}, default=str)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+def forget(folder: Path, stage: str) -> None:
+    """Takes the steps that failed or were not reached out of a stage's file, so that they can be run again."""
+    path = path_of(folder, stage)
+    record = read(folder, stage)
+    again = {step for step, _ in record.failed} | set(record.missing)
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else ():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if event.get("step") not in again:
+            kept.append(line + "\n")
+    if path.exists():
+        path.write_text("".join(kept), encoding="utf-8")
 
 
 def run_steps(steps: Sequence[Step], report: Report, done: Collection[str], seconds: float) -> bool:
@@ -120,7 +163,7 @@ def run_steps(steps: Sequence[Step], report: Report, done: Collection[str], seco
             continue
         if time.monotonic() > deadline:
             return True
-        report.begin(step.what)
+        report.begin(step)
         healthy = True
         try:
             for finding in step.run():

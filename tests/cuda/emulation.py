@@ -32,7 +32,16 @@ def library(name: str, torch_library: bool = False) -> ctypes.CDLL:
     torch_library: it registers ops, so it is compiled against torch's stable ABI and loaded by torch
     """
     needs_compiler()
-    target = Path(tempfile.mkdtemp(prefix="wat-emulate-")) / f"{name}.so"
+    folder = Path(tempfile.mkdtemp(prefix="wat-emulate-"))
+    try:
+        return load(build(name, folder, torch_library), torch_library)
+    finally:
+        shutil.rmtree(folder)  # what is loaded stays
+
+
+def build(name: str, folder: Path, torch_library: bool = False) -> Path:
+    """Compiles emulate_<name>.cpp into `folder`."""
+    target = folder / f"{name}.so"
     command = [*COMPILER, *FLAGS, str(ROOT / f"tests/cuda/emulate_{name}.cpp"), "-o", str(target)]
     if torch_library:
         command += ["-DTORCH_TARGET_VERSION=0x020a000000000000"]
@@ -43,9 +52,11 @@ def library(name: str, torch_library: bool = False) -> ctypes.CDLL:
         command += ["-ltorch_cpu", "-lc10"]
     run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert run.returncode == 0, run.stdout
-    try:
-        if torch_library:
-            torch.ops.load_library(str(target))
-        return ctypes.CDLL(str(target))
-    finally:
-        shutil.rmtree(target.parent)  # what is loaded stays
+    return target
+
+
+def load(path: Path, torch_library: bool = False) -> ctypes.CDLL:
+    """The functions of a built library; its ops are registered where it is a `torch_library`."""
+    if torch_library:
+        torch.ops.load_library(str(path))
+    return ctypes.CDLL(str(path))
