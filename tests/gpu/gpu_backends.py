@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmarks.gpu_facts import accepting
+from benchmarks.gpu_check.passes import accepting
 from wat_kernels import dispatch
 from wat_kernels.ops import conv2d, linear
 

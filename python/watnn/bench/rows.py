@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import time
@@ -42,7 +43,7 @@ class Environment:
             machine=torch.cuda.get_device_name(device) if cuda else cpu_name(),
             cpu=cpu_name(),
             isa=_isa(),
-            commit=_commit(),
+            commit=commit(),
             version=found["wat-kernels"],
             torch=torch.__version__,
             triton=found["triton"],
@@ -131,10 +132,11 @@ def _isa() -> str:
     return torch.ops.wat_kernels.native_isa("") if NATIVE.available else ""
 
 
-def _commit() -> str:
+def commit() -> str:
+    """Of the checkout that runs, see Environment; of a copy without .git what WAT_COMMIT says."""
     root = Path(wat_kernels.__file__).parent.parent
     if not (root / ".git").exists():
-        return ""
+        return os.environ.get("WAT_COMMIT", "")
 
     def git(*arguments: str) -> str:
         return subprocess.run(
