@@ -1,5 +1,6 @@
 """Rows in files: appended and read back, complete after each row; the bars; the pictures."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -42,6 +43,24 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     with pytest.raises(ValueError, match="something else"):
         Output(path, None, None)
     assert path.read_text() == "a,b\n1,2\n"
+
+
+def test_a_file_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path):
+    path, old = tmp_path / "conv.csv", row(ms=1.5, note="a, b")
+    store.append(path, old)
+    lacking = ("timed", "host_ms", "eager_ms")
+    with path.open(newline="") as file:
+        (line,) = csv.DictReader(file)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [name for name in FIELDS if name not in lacking], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerow(line)
+    assert store.read(tmp_path) == [old]
+    new = row(ms=2.0, timed="graph", host_ms=0.25)
+    store.append(path, new)
+    assert store.read(tmp_path) == [old, new]
+    assert path.read_text().splitlines()[0] == ",".join(FIELDS)
+    assert [file.name for file in tmp_path.iterdir()] == ["conv.csv"]
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,8 @@ class Row:
     """One contender of one case in one mode; None where a number does not apply.
 
     ms, ms_lower, ms_upper:  median and quartiles of the rounds; of the mean over the draws, where there are several
+    timed:                   how: "clock" on a CPU; on a GPU "graph", which is the time of the kernels alone, or "events"
+    host_ms, eager_ms:       on a GPU, of the host until a call is enqueued, and of a call among others (see timing.Timed)
     vs_plain, vs_official, vs_compiled, vs_library: median of this row / median of that baseline, for role "wat"
     of_limit:                share of what the machine can do at most (see limits): least possible time / median
     gflops, gbytes:          the least work of one call, in units of 1e9
@@ -85,6 +87,9 @@ class Row:
     ms: float | None = None
     ms_lower: float | None = None
     ms_upper: float | None = None
+    timed: str = ""
+    host_ms: float | None = None
+    eager_ms: float | None = None
     vs_plain: float | None = None
     vs_official: float | None = None
     vs_compiled: float | None = None

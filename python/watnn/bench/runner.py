@@ -7,11 +7,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from watnn.bench.case import DTYPES, Case, Contender, Options
+from watnn.bench.case import DTYPES, Case, Contender, Options, Run
 from watnn.bench.limits import Limits, measure_limits
 from watnn.bench.memory import MALLOC_ENVIRONMENT, peak_bytes, why_no_peak
 from watnn.bench.rows import BASELINES, Environment, Row
@@ -83,11 +83,12 @@ def _time_rows(
 ) -> list[Row]:
     """Rows of one mode: all runs of all contenders interleaved; a round of a contender is the mean over its draws."""
     contenders = [c for c in contenders if all(mode in run.modes for run in c.runs)]
-    functions = {
-        (place, index): run.modes[mode]()
-        for place, contender in enumerate(contenders)
-        for index, run in enumerate(contender.runs)
-    }
+    with timer.preparing():
+        functions = {
+            (place, index): run.modes[mode]()
+            for place, contender in enumerate(contenders)
+            for index, run in enumerate(contender.runs)
+        }
     seconds = interleaved(functions, reps, timer)
     spreads: dict[int, Spread] = {}
     for place, contender in enumerate(contenders):
@@ -106,6 +107,7 @@ def _time_rows(
                 ms=1e3 * spread.median,
                 ms_lower=1e3 * spread.lower,
                 ms_upper=1e3 * spread.upper,
+                **_calls(timer, [(run, functions[place, index]) for index, run in enumerate(contender.runs)], reps),
                 **(_ratios(contender, contenders, spreads, spread.median) if contender.role == "wat" else {}),
             )
             if work is not None:
@@ -119,6 +121,17 @@ def _time_rows(
                 )
         rows.append(row)
     return rows
+
+
+def _calls(timer: Timer, runs: Sequence[tuple[Run, Callable[[], object]]], reps: int) -> dict[str, float | str]:
+    """How a contender was timed, and what its eager calls take: the mean over its draws."""
+    how = {timer.how(function) for _, function in runs}
+    found: dict[str, float | str] = {"timed": "events" if "events" in how else how.pop()}
+    for run, function in runs:
+        if (times := timer.calls(function, reps)) is not None:
+            for name, seconds in zip(("host_ms", "eager_ms"), times, strict=True):
+                found[name] = float(found.get(name, 0.0)) + 1e3 * run.probability * seconds
+    return found
 
 
 def _ratios(

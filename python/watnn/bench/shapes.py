@@ -9,16 +9,21 @@ from torch import Tensor
 
 
 class Shape(NamedTuple):
-    """A convolution with as many input as output channels, stride 1 and padding that keeps the size."""
+    """A convolution with as many input as output channels, stride 1 and padding that keeps the size.
+
+    weight_last: whether the weight is channels_last; contiguous as nn.Conv2d makes it otherwise
+    """
 
     channels: int
     image: int
     kernel: int = 3
     batch: int = 16
     depthwise: bool = False
+    weight_last: bool = False
 
     def __str__(self) -> str:
-        return f"{self.channels}ch {self.image}x{self.image} k{self.kernel} batch {self.batch}"
+        weight = ", weight channels_last" if self.weight_last else ""
+        return f"{self.channels}ch {self.image}x{self.image} k{self.kernel} batch {self.batch}{weight}"
 
     @property
     def groups(self) -> int:
@@ -30,7 +35,10 @@ class Shape(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """x, dy: (N, C, H, W) channels_last; weight: (C, C / groups, k, k); bias: (C,); gain: (). All but dy need gradients."""
+    """x, dy: (N, C, H, W) channels_last; weight: (C, C / groups, k, k) in the shape's format; bias: (C,); gain: ().
+
+    All but dy need gradients.
+    """
 
     x: Tensor
     weight: Tensor
@@ -49,6 +57,8 @@ class Tensors(NamedTuple):
         x, dy = (normal(*activations).contiguous(memory_format=torch.channels_last) for _ in range(2))
         inputs = shape.channels // shape.groups
         weight = normal(shape.channels, inputs, shape.kernel, shape.kernel) / (inputs * shape.kernel**2) ** 0.5
+        if shape.weight_last:
+            weight = weight.contiguous(memory_format=torch.channels_last)
         gain = torch.tensor(1.25, device=device, dtype=dtype)  # exact in every dtype
         leaves = (tensor.requires_grad_() for tensor in (x, weight, normal(shape.channels), gain))
         return cls(*leaves, dy)

@@ -21,21 +21,37 @@ from watnn.bench.rows import FIELDS, Row
 def append(path: Path, row: Row) -> None:
     """One line more in a CSV file, which is made with its header where it is not there.
 
-    Raises ValueError where the file has other columns.
+    A file of an earlier version, which lacks columns, gets them, empty in its rows. Raises ValueError where the file has
+    other columns.
     """
-    check_columns(path)
+    if check_columns(path) not in (FIELDS, ()):
+        _widen(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = not path.exists() or path.stat().st_size == 0
     with path.open("a", newline="") as file:
         _write(file, row, header=new)
 
 
-def check_columns(path: Path) -> None:
-    if path.exists() and path.stat().st_size:
-        with path.open(newline="") as file:
-            columns = tuple(next(csv.reader(file)))
-        if columns != FIELDS:
-            raise ValueError(f"{path} has the columns of something else; rows can be appended to a file of benchmarks")
+def check_columns(path: Path) -> tuple[str, ...]:
+    """The columns of a file of rows, () where there is none; an earlier version may have had less."""
+    if not (path.exists() and path.stat().st_size):
+        return ()
+    with path.open(newline="") as file:
+        columns = tuple(next(csv.reader(file)))
+    known = tuple(name for name in FIELDS if name in columns)
+    if columns != known or not {"suite", "case", "mode", "role", "name"} <= set(columns):
+        raise ValueError(f"{path} has the columns of something else; rows can be appended to a file of benchmarks")
+    return columns
+
+
+def _widen(path: Path) -> None:
+    """Puts a file with all columns in the place of one that lacks some; what is in it stays as it is written."""
+    part = path.with_name(path.name + ".part")
+    with path.open(newline="") as old, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(csv.DictReader(old))
+    part.replace(path)
 
 
 def file_in_store(store: Path, row: Row) -> Path:

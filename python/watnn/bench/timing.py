@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import statistics
 import time
@@ -10,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+_CALLS = 8  # of which the host's time is taken together; few enough that the queue of launches does not fill
 LEAST_SAMPLE = 2e-3  # seconds: what is shorter on a CPU is called several times for one sample
 
 
@@ -28,16 +30,53 @@ class Spread(NamedTuple):
         return cls(median, lower, upper)
 
 
+class Timed(NamedTuple):
+    """Seconds of one call.
+
+    seconds: of its kernels alone on a GPU, the wall clock on a CPU
+    host:    of the host until a call on an idle GPU is enqueued; what `seconds` is on a CPU
+    eager:   of a call among others that the host makes one after the other: whatever is slower, host or GPU
+    how:     "graph": from replays of a CUDA graph; "events": between CUDA events around an eager call, for a function that
+             cannot be captured, so that the host may be in it; "clock": on a CPU
+    """
+
+    seconds: float
+    host: float
+    eager: float
+    how: str
+
+
 class Timer(Protocol):
     """Seconds that functions take on one device."""
+
+    def preparing(self) -> contextlib.AbstractContextManager:
+        """A block in which functions that keep something from before their call are made."""
+        ...
 
     def warm_up(self, function: Callable[[], object]) -> None: ...
 
     def round(self, functions: Sequence[Callable[[], object]]) -> list[float]: ...
 
+    def how(self, function: Callable[[], object]) -> str:
+        """Of a function that was warmed up, as in Timed."""
+        ...
+
+    def calls(self, function: Callable[[], object], reps: int) -> tuple[float, float] | None:
+        """(host, eager) as in Timed, medians; None where they are what `round` measures."""
+        ...
+
 
 def timer_of(device: str) -> Timer:
     return CudaTimer() if torch.device(device).type == "cuda" else CpuTimer()
+
+
+def time_once(function: Callable[[], object], reps: int = 20, device: str = "cuda") -> Timed:
+    """Medians of one function alone; `interleaved` is for what is to be compared."""
+    timer = timer_of(device)
+    timer.warm_up(function)
+    seconds = statistics.median(timer.round([function])[0] for _ in range(reps))
+    host, eager = timer.calls(function, reps) or (seconds, seconds)
+    return Timed(seconds, host, eager, timer.how(function))
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], reps: int, timer: Timer) -> dict[str, list[float]]:
@@ -53,6 +92,9 @@ class CpuTimer:
 
     def __init__(self):
         self._calls: dict[Callable[[], object], int] = {}
+
+    def preparing(self) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
 
     def warm_up(self, function: Callable[[], object]) -> None:
         function()
@@ -70,33 +112,121 @@ class CpuTimer:
             seconds.append((time.perf_counter() - start) / len(calls))
         return seconds
 
+    def how(self, function: Callable[[], object]) -> str:
+        return "clock"
+
+    def calls(self, function: Callable[[], object], reps: int) -> None:
+        return None
+
+
+class _Captured(NamedTuple):
+    """A graph of so many copies of a function, each after a flush of L2."""
+
+    graph: torch.cuda.CUDAGraph
+    copies: int
+
 
 class CudaTimer:
-    """CUDA events around each call, on a cold L2.
+    """The time of a function's kernels, on a cold L2 and without the host.
 
-    Overwriting a buffer of twice the L2 empties the cache between calls. It also keeps the GPU busy while the CPU
-    enqueues the call, so that what is measured is the GPU's time and not the launch.
+    A graph holds k times the function, each after a kernel that reads twice as much as L2 holds; another graph holds that
+    kernel alone, k times. The difference of their times, divided by k, is the function's: neither the launch of a graph nor
+    what an event adds is in it. Reading, not writing, empties the cache: lines that were written would have to go to memory
+    while the function runs.
+
+    A function that cannot be captured, because it waits for the GPU for example, is timed between two events.
+
+    All of it is on one stream, and so must be what functions keep from before their call (`preparing`): autograd runs a
+    backward on the stream of its forward, and another stream than the one that is captured has no place in a capture.
     """
 
     _WARM_UPS = 3  # the first may compile and tune
+    _MOST_COPIES, _ENOUGH = 10, 2e-3  # copies of a function in its graph; seconds after which there need not be more
 
     def __init__(self):
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
-        self._flush = torch.empty(max(2 * cache, 64 << 20), dtype=torch.uint8, device="cuda")
+        self._stream = torch.cuda.Stream()
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._lines = torch.zeros(max(2 * cache, 64 << 20) // 4, device="cuda")
+            self._sum = torch.zeros((), device="cuda")
+        self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, which never run at the same time
+        self._captured: dict[Callable[[], object], _Captured | None] = {}
+        self._flushes: dict[int, torch.cuda.CUDAGraph] = {}
+
+    def preparing(self) -> contextlib.AbstractContextManager:
+        return torch.cuda.stream(self._stream)
 
     def warm_up(self, function: Callable[[], object]) -> None:
-        for _ in range(self._WARM_UPS):
-            function()
         torch.cuda.synchronize()
+        with torch.cuda.stream(self._stream):
+            for _ in range(self._WARM_UPS):
+                function()
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            function()
+            torch.cuda.synchronize()
+            seconds = time.perf_counter() - start
+        copies = max(1, min(self._MOST_COPIES, math.ceil(self._ENOUGH / max(seconds, 1e-9))))
+        try:
+            self._captured[function] = _Captured(self._capture(function, copies), copies)
+            if copies not in self._flushes:
+                self._flushes[copies] = self._capture(None, copies)
+        except RuntimeError:  # torch's own and CUDA's errors alike
+            torch.cuda.synchronize()
+            self._captured[function] = None
+
+    def _capture(self, function: Callable[[], object] | None, copies: int) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            for _ in range(copies):
+                self._flush()
+                if function is not None:
+                    function()
+        return graph
+
+    def _flush(self) -> None:
+        torch.sum(self._lines, 0, out=self._sum)
 
     def round(self, functions: Sequence[Callable[[], object]]) -> list[float]:
-        events = []
-        for function in functions:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            self._flush.zero_()
-            begin.record()
-            function()
-            end.record()
-            events.append((begin, end))
-        torch.cuda.synchronize()
-        return [begin.elapsed_time(end) / 1e3 for begin, end in events]
+        with torch.cuda.stream(self._stream):
+            marks = [self._enqueue(function) for function in functions]
+            torch.cuda.synchronize()
+        return [max(_between(*whole) - (_between(*rest) if rest else 0.0), 1e-9) / n for whole, rest, n in marks]
+
+    def _enqueue(self, function: Callable[[], object]) -> tuple[tuple, tuple | None, int]:
+        """(events around the graph, events around the flushes alone, copies). A flush before each keeps the GPU busy while
+        the host enqueues."""
+        captured = self._captured[function]
+        if captured is None:
+            return self._marked(function), None, 1
+        return self._marked(captured.graph.replay), self._marked(self._flushes[captured.copies].replay), captured.copies
+
+    def _marked(self, function: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        self._flush()
+        begin.record()
+        function()
+        end.record()
+        return begin, end
+
+    def how(self, function: Callable[[], object]) -> str:
+        return "events" if self._captured[function] is None else "graph"
+
+    def calls(self, function: Callable[[], object], reps: int) -> tuple[float, float]:
+        hosts, eagers = [], []
+        with torch.cuda.stream(self._stream):
+            for _ in range(reps):
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(_CALLS):
+                    function()
+                enqueued = time.perf_counter()
+                torch.cuda.synchronize()
+                hosts.append((enqueued - start) / _CALLS)
+                eagers.append((time.perf_counter() - start) / _CALLS)
+        return statistics.median(hosts), statistics.median(eagers)
+
+
+def _between(begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+    return begin.elapsed_time(end) / 1e3
