@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     found.add_argument("--stages", nargs="+", choices=list(BY_NAME), metavar="STAGE", help="only these")
-    found.add_argument("--budget", type=float, default=600, metavar="SECONDS", help="of the whole run (default %(default)s)")
+    found.add_argument(
+        "--budget", type=float, default=600, metavar="SECONDS", help="of the whole run (default %(default)s)"
+    )
     found.add_argument("--only-failed", action="store_true", help="only what failed or was not reached in the last run")
     found.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny sizes: shows that it all runs")
     found.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", metavar="FOLDER",

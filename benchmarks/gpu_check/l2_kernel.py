@@ -18,4 +18,3 @@ def read_all(data, sums, blocks, passes, BLOCK: tl.constexpr):
         block = (step + 37 * program) % blocks
         total += tl.load(data + block * BLOCK + inside, eviction_policy="evict_last")
     tl.store(sums + program, tl.sum(total, 0))
-

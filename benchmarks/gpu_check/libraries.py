@@ -32,7 +32,9 @@ def build_missing(folder: Path, seconds: float) -> None:
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
     with log.open("w") as file:
         try:
-            run = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=seconds)
+            run = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=seconds
+            )
         except subprocess.TimeoutExpired:
             raise CannotRun(f"the libraries were not built within {seconds:.0f} s, see {log}") from None
     if run.returncode or missing():

@@ -85,9 +85,7 @@ def _watch(
             end(process)
 
 
-def _wait(
-    stage: str, process: subprocess.Popen, folder: Path, deadline: float, log: Path
-) -> tuple[int | None, str]:
+def _wait(stage: str, process: subprocess.Popen, folder: Path, deadline: float, log: Path) -> tuple[int | None, str]:
     seen, record, since = -1, Record(), time.monotonic()
     while (status := process.poll()) is None:
         now = time.monotonic()

@@ -20,7 +20,9 @@ BACKENDS = ("cuda", "triton")
 def steps(place: Place) -> Sequence[Step]:
     found = probes(place.device, backends=BACKENDS, sizes="tiny" if place.rehearsal else "usual")
     if place.rehearsal:  # an interpreted kernel takes seconds
-        found = (probe for probe in found if probe.dtype == torch.float32 and (probe.backend == "cuda" or probe.case.exact))
+        found = (
+            probe for probe in found if probe.dtype == torch.float32 and (probe.backend == "cuda" or probe.case.exact)
+        )
     return [Step(what_of(probe), lambda probe=probe: _compared(probe)) for probe in found]
 
 

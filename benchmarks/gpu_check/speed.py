@@ -151,4 +151,3 @@ def _from_l2(place: Place) -> Iterator[Finding]:
     rate = 4.0 * programs * size * passes / time.seconds / 1e12
     text = f"{rate:.3g} TB/s from a buffer of {4 * size / 2**20:.3g} MB (triton {triton.__version__})"
     yield Finding("L2 to multiprocessors", None if right else False, text, {"terabytes_s": rate})
-

@@ -34,7 +34,9 @@ STAGES = (
     Stage("speed", 90, "interpreter", "ten layers against their baselines, eager and as graphs"),
     Stage("tests", 120, "interpreter", "the GPU's test suites"),
     Stage("sanitizer", 90, "interpreter", "compute-sanitizer's memcheck and racecheck on small problems"),
-    Stage("tuning", 90, "stub", "the time of every configuration of every Triton kernel, its registers and instructions"),
+    Stage(
+        "tuning", 90, "stub", "the time of every configuration of every Triton kernel, its registers and instructions"
+    ),
     Stage("counters", 60, "interpreter", "hardware counters of six kernels, by ncu"),
     Stage("benchmark", 600, "interpreter", "the benchmark's cases, those first that tell most"),
 )

@@ -21,7 +21,9 @@ def lines(folder: Path, name: str, seconds: float) -> list[str]:
     records = {name: record for name, record in records.items() if record.planned or record.findings}
     found = ["", f"== {name.replace('_', ' ')}, {seconds:.0f} s"]
     for stage, record in records.items():
-        found.append(f"{stage:10} {counts(record)}" + (f"; not reached: {_names(record.missing)}" if record.missing else ""))
+        found.append(
+            f"{stage:10} {counts(record)}" + (f"; not reached: {_names(record.missing)}" if record.missing else "")
+        )
     failed = [(stage, finding) for stage, record in records.items() for _, finding in record.failed]
     if failed:
         found += ["", f"FAILED ({len(failed)})"]

@@ -5,7 +5,7 @@ import torch
 from watnn.bench import limits, runner, timing
 from watnn.bench.case import Contender, Options, Run, Work, layer_modes
 from watnn.bench.limits import Limits
-from watnn.bench.timing import CpuTimer, CudaTimer, Spread, interleaved
+from watnn.bench.timing import CpuTimer, Spread, interleaved
 from watnn.bench.verify import WrongResult, check_layer
 
 from tests.benchmarks.made import ENVIRONMENT, Clock, case_of, run_of
@@ -54,32 +54,6 @@ def test_a_cpu_sample_is_the_mean_of_as_many_calls_as_it_takes(monkeypatch):
     assert calls == [2 + 2]  # 2 ms are two calls of 1 ms
 
 
-def test_a_cuda_sample_is_flush_then_events_around_the_call(monkeypatch):
-    log = []
-
-    class Event:
-        def __init__(self, enable_timing):
-            assert enable_timing
-
-        def record(self):
-            log.append("event")
-
-        def elapsed_time(self, end):
-            assert log[-1] == "wait"  # only a finished event has a time
-            return 4.0  # milliseconds
-
-    class Buffer:
-        def zero_(self):
-            log.append("flush")
-
-    timer = object.__new__(CudaTimer)
-    timer._flush = Buffer()
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
-    assert timer.round([lambda: log.append("a"), lambda: log.append("b")]) == [4e-3, 4e-3]
-    assert log == ["flush", "event", "a", "event", "flush", "event", "b", "event", "wait"]
-
-
 def test_numbers_of_a_row(clock):
     work = {"full": Work(flops=30.0, bytes=2.0)}  # at least 0.3 s for the operations, 0.2 s for the bytes
     rows = measured(
@@ -94,6 +68,7 @@ def test_numbers_of_a_row(clock):
     )
     ours, plain, *_, library = rows
     assert (ours.ms, ours.ms_lower, ours.ms_upper) == (2000.0, 1500.0, 2500.0)
+    assert (ours.timed, ours.host_ms, ours.eager_ms) == ("graph", 1000.0, 2000.0)
     assert (ours.vs_plain, ours.vs_official, ours.vs_library, ours.vs_compiled) == (0.5, 0.25, 4.0, None)
     assert ours.of_limit == pytest.approx(0.15)
     assert (ours.gflops, ours.gbytes, ours.limit_gflops, ours.limit_gbytes) == (30e-9, 2e-9, 100e-9, 10e-9)
