@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import json
 import os
+import signal
 import sys
 import tarfile
 import tempfile
@@ -49,15 +50,19 @@ def parser() -> argparse.ArgumentParser:
     )
     found.add_argument("--only-failed", action="store_true", help="only what failed or was not reached in the last run")
     found.add_argument("--rehearse", action="store_true", help="on the CPU, with tiny sizes: shows that it all runs")
-    found.add_argument("--results", type=Path, default=ROOT / "benchmarks/results", metavar="FOLDER",
-                       help="where to write (default %(default)s)")  # fmt: skip
+    found.add_argument(
+        "--results", type=Path, metavar="FOLDER",
+        help="where to write (benchmarks/results; build/gpu_check where it is a rehearsal, whose times mean nothing)",
+    )  # fmt: skip
     found.add_argument("--commit", default="", help="what is checked, for a copy of the project without .git")
     return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
+    given.results = given.results or ROOT / ("build/gpu_check" if given.rehearse else "benchmarks/results")
     start = time.monotonic()
+    before = signal.signal(signal.SIGTERM, _interrupt)  # `timeout` sends it: what was found is worth a summary
     try:
         return _run(given, start)
     except CannotRun as error:
@@ -66,7 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"gpu_check: stopped, what was found is kept: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print("gpu_check: interrupted, what was found is kept", file=sys.stderr)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 2
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _run(given: argparse.Namespace, start: float) -> int:
@@ -97,7 +108,8 @@ def _run(given: argparse.Namespace, start: float) -> int:
                 print(f"all of it: {archive(given.results, name)}")
     if not given.rehearse:
         _qualify(folder)
-    return 0 if all(report.read(folder, stage.name).clean for stage in chosen) else 1
+    records = [(stage, report.read(folder, stage.name)) for stage in chosen]
+    return 0 if all(record.clean or (stage.open_ended and not record.failed) for stage, record in records) else 1
 
 
 def _stage(
@@ -216,8 +228,11 @@ def _qualify(folder: Path) -> None:
 def archive(results: Path, name: str) -> Path:
     """Everything of this machine, in one file beside its folder."""
     path = results / f"{name}-check.tar.gz"
-    with tempfile.NamedTemporaryFile(dir=results, prefix=path.name, suffix=".new", delete=False) as file:
-        with tarfile.open(fileobj=file, mode="w:gz") as tar:
+    part = path.with_name(path.name + ".part")
+    try:
+        with tarfile.open(part, "w:gz") as tar:
             tar.add(results / name, arcname=name)
-    os.replace(file.name, path)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     return path

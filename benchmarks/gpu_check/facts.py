@@ -22,7 +22,7 @@ _CALLS = {False: 600, True: 30}  # of each layer, by whether it is a rehearsal
 def steps(place: Place) -> Sequence[Step]:
     return [
         Step("versions", lambda: _versions(place)),
-        Step("compiled libraries", _libraries),
+        Step("compiled libraries", lambda: _libraries(place)),
         Step("rates", lambda: _rates(place)),
         Step("host time", lambda: _host_time(place)),
     ]
@@ -59,9 +59,12 @@ def _nvidia_smi() -> str:
     return f"{_QUERY}: {run.stdout.strip() or run.stderr.strip()}"
 
 
-def _libraries() -> Iterator[Finding]:
+def _libraries(place: Place) -> Iterator[Finding]:
     for name, library in LIBRARIES.items():
         yield Finding(f"library {name}", library.available, "loads" if library.available else library.reason)
+    if not place.rehearsal and LIBRARIES["cuda"].available:
+        reason = torch.ops.wat_kernels.cuda_refusal(0)
+        yield Finding("CUDA kernels", not reason, reason or "run on this GPU with this driver")
 
 
 def _rates(place: Place) -> Iterator[Finding]:

@@ -31,47 +31,60 @@ class Outcome(NamedTuple):
     seconds: float
 
 
+class _End(NamedTuple):
+    """Of a process: its exit status, None where it was ended; what there is to say of the step it was in."""
+
+    status: int | None
+    why: str
+    out_of_time: bool = False
+
+
 def run(
-    stage: Stage, arguments: Sequence[str], folder: Path, seconds: float, environment: Mapping[str, str]
+    stage: Stage,
+    arguments: Sequence[str],
+    folder: Path,
+    seconds: float,
+    environment: Mapping[str, str],
+    worker: str = "benchmarks.gpu_check.worker",
 ) -> Outcome:
     """Raises OSError with ENOSPC or the like where nothing more can be written. On KeyboardInterrupt the process ends, too.
 
     arguments: for the worker, besides the stage, the folder and the seconds
     """
     start, report = time.monotonic(), Report(folder, stage.name)
+
+    def outcome(how: str) -> Outcome:
+        return Outcome(how, time.monotonic() - start)
+
     for _ in range(_STARTS):
         left = seconds - (time.monotonic() - start)
         if left <= 0:
-            break
-        command = [sys.executable, "-m", "benchmarks.gpu_check.worker", stage.name, str(folder),
-                   "--seconds", f"{left:.1f}", *arguments]  # fmt: skip
-        status, why = _watch(stage.name, command, folder, left, environment)
-        before = read(folder, stage.name)
-        if before.under_way is not None and why:
-            step = before.under_way[0]
-            report.add(step, Finding(step, False, why))
-            report.end(step)
-        if status == 0:
-            return Outcome("done", time.monotonic() - start)
-        if status == NO_ROOM:
+            return outcome("out of time")
+        command = [sys.executable, "-m", worker, stage.name, str(folder), "--seconds", f"{left:.1f}", *arguments]
+        end = _watch(stage.name, command, folder, left, environment)
+        if end.status == NO_ROOM:
             raise OSError(errno.ENOSPC, f"{stage.name} could not write: {_last_line(log_of(folder, stage.name))}")
-        if status is None and why.startswith("the stage's"):
+        if end.out_of_time:  # the step that was under way was not reached; it is nothing that failed
+            return outcome("out of time")
+        record = read(folder, stage.name)
+        if end.status == 0:
+            reached = all(step in record.ended for step in record.planned)
+            return outcome("done" if reached else "out of time")
+        if record.under_way is not None:
+            step = record.under_way[0]
+            report.add(step, Finding(step, False, end.why))
+            report.end(step)
+        elif end.status != UNFIT:  # it died before its first step or between two
+            report.add(STAGE, Finding(STAGE, False, end.why))
             break
-        if status != UNFIT and before.under_way is None:  # it died before its first step or between two
-            report.add(STAGE, Finding(STAGE, False, why))
-            return Outcome("broken", time.monotonic() - start)
-    how = "done" if read(folder, stage.name).clean else "out of time"
-    return Outcome(how, time.monotonic() - start)
+    return outcome("broken")
 
 
 def log_of(folder: Path, stage: str) -> Path:
     return folder / f"{stage}.log"
 
 
-def _watch(
-    stage: str, command: Sequence[str], folder: Path, seconds: float, environment: Mapping[str, str]
-) -> tuple[int | None, str]:
-    """(exit status or None where the process was ended, what to say of the step it was in)"""
+def _watch(stage: str, command: Sequence[str], folder: Path, seconds: float, environment: Mapping[str, str]) -> _End:
     deadline = time.monotonic() + seconds
     log = log_of(folder, stage)
     with log.open("ab") as file:
@@ -82,10 +95,10 @@ def _watch(
         try:
             return _wait(stage, process, folder, deadline, log)
         finally:
-            end(process)
+            stop(process)
 
 
-def _wait(stage: str, process: subprocess.Popen, folder: Path, deadline: float, log: Path) -> tuple[int | None, str]:
+def _wait(stage: str, process: subprocess.Popen, folder: Path, deadline: float, log: Path) -> _End:
     seen, record, since = -1, Record(), time.monotonic()
     while (status := process.poll()) is None:
         now = time.monotonic()
@@ -94,28 +107,22 @@ def _wait(stage: str, process: subprocess.Popen, folder: Path, deadline: float, 
             seen, before, record = size, record.under_way, read(folder, stage)
             since = since if record.under_way == before else now
         if now > deadline:
-            return None, "the stage's time was up"
+            return _End(None, "", out_of_time=True)
         if record.under_way is not None and now - since > record.under_way[1]:
-            return None, f"did not end within {record.under_way[1]:.0f} s: taken to hang"
+            return _End(None, f"did not end within {record.under_way[1]:.0f} s: taken to hang")
         time.sleep(_POLL)
     if status < 0:
-        return status, f"the process died of {signal.Signals(-status).name}: {_last_line(log)}"
-    return status, f"the process ended with {status}: {_last_line(log)}" if status else ""
+        return _End(status, f"the process died of {signal.Signals(-status).name}: {_last_line(log)}")
+    return _End(status, f"the process ended with {status}: {_last_line(log)}" if status else "")
 
 
-def end(process: subprocess.Popen) -> None:
+def stop(process: subprocess.Popen) -> None:
     """Ends a process and what it started, which are a group of their own."""
-    for number, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GRACE)):
+    for number in (signal.SIGTERM, signal.SIGKILL):  # the second one for children that outlived the first
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, number)
-        try:
-            process.wait(patience)
-        except subprocess.TimeoutExpired:
-            continue
-        if number == signal.SIGTERM:
-            continue  # its children may have outlived it
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(_GRACE)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE)
 
 
 def _last_line(log: Path) -> str:

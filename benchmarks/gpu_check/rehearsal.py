@@ -49,7 +49,6 @@ def prepare(kind: str) -> None:
 
 def _emulate(folder: Path) -> None:
     from tests.cuda import emulation
-
     from wat_kernels.ops.conv2d import cuda as depthwise
     from wat_kernels.ops.linear import cuda as linear
     from wat_kernels.torch_library import implement

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def _facts(findings: Sequence[Finding]) -> list[str]:
     told = [f.text for f in findings if f.passed is None and f not in times]
     if times:
         told.append("host, us: " + ", ".join(f"{f.what} {f.numbers['host_us']:.0f}" for f in times))
-    return [line[start : start + _WIDTH] for line in told for start in range(0, len(line), _WIDTH)]
+    return [part for line in told for part in textwrap.wrap(line, _WIDTH)]
 
 
 def _smoke(findings: Sequence[Finding]) -> list[str]:
