@@ -7,6 +7,7 @@ begins, a finding, a step that ends. So a process that dies in a step leaves eve
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -184,10 +185,9 @@ def first_line(error: BaseException) -> str:
 
 
 def _gpu_works() -> bool:
-    import torch
-
+    torch = sys.modules.get("torch")  # not imported here: a stage that has no use for it has no GPU either
     try:
-        if torch.cuda.is_initialized():
+        if torch is not None and torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return True
     except RuntimeError:
