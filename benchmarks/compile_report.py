@@ -157,7 +157,7 @@ def compile_case(case: Case, chip: Chip) -> Report:
     options = {"num_warps": case.config.num_warps, "num_stages": min(case.config.num_stages, 2) if amd else case.config.num_stages}  # fmt: skip
     compiled = triton.compile(ASTSource(kernel, signature, constants, attributes), target=chip.target, options=options)
     assembly = compiled.asm["amdgcn" if amd else "ptx"]
-    registers, stack = _amd_resources(assembly) if amd else _nvidia_resources(compiled.asm["cubin"])
+    registers, stack = _amd_resources(assembly) if amd else nvidia_resources(compiled.asm["cubin"])
     buffers = [
         int(n) for n in re.findall(r"memdesc<(\d+)x\d+x\d+x[bf]\w+,.*mutable>", compiled.asm["ttgir"]) if int(n) < 16
     ]
@@ -166,7 +166,8 @@ def compile_case(case: Case, chip: Chip) -> Report:
     return Report(registers, stack, compiled.metadata.shared, matrix, min(buffers, default=0) if asynchronous else 0)
 
 
-def _nvidia_resources(cubin: bytes) -> tuple[int, int]:
+def nvidia_resources(cubin: bytes) -> tuple[int, int]:
+    """(registers, bytes of stack) of a thread."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

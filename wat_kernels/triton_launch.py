@@ -40,6 +40,7 @@ class Chosen(NamedTuple):
 
 _chosen: dict[tuple, Chosen] = {}
 _pick: Callable[[str, list[triton.Config]], triton.Config] | None = None
+_made: list[Planned] = []  # plans of the innermost `choosing`
 
 
 def chosen() -> list[Chosen]:
@@ -48,18 +49,19 @@ def chosen() -> list[Chosen]:
 
 
 @contextlib.contextmanager
-def choosing(pick: Callable[[str, list[triton.Config]], triton.Config]) -> Iterator[None]:
+def choosing(pick: Callable[[str, list[triton.Config]], triton.Config]) -> Iterator[list[Planned]]:
     """A block in which `pick`, of a kernel's name and the configurations that suit, chooses and nothing is measured.
 
-    Not for several threads. Plans made before are forgotten, and so are afterwards those made within.
+    Gives the list of the plans that are made within, in their order. Not for several threads. Plans made before are
+    forgotten, and so are afterwards those made within.
     """
-    global _pick
-    before, _pick = _pick, pick
+    global _pick, _made
+    before, (_pick, _made) = (_pick, _made), (pick, [])
     forget_plans()
     try:
-        yield
+        yield _made
     finally:
-        _pick = before
+        _pick, _made = before
         forget_plans()
 
 
@@ -152,7 +154,10 @@ class Tuned:
         arguments = (*tensors, 0.0, 0, *numbers)
         config = self._choose(programs, arguments)
         tail = [config.kwargs[name] for name in self.kernel.arg_names[len(arguments) :]]
-        return Planned(self.kernel, config, programs(config.kwargs), (*numbers, *tail), tensors[0].device)  # type: ignore[union-attr]
+        planned = Planned(self.kernel, config, programs(config.kwargs), (*numbers, *tail), tensors[0].device)  # type: ignore[union-attr]
+        if _pick is not None:
+            _made.append(planned)
+        return planned
 
     def _choose(self, programs: Callable[[dict], int], arguments: tuple) -> triton.Config:
         if _pick is not None:
@@ -171,10 +176,15 @@ class Tuned:
 
 
 class Planned:
-    """A launch of which only addresses and the amounts of a noise change. `config` is the configuration that it has."""
+    """A launch of which only addresses and the amounts of a noise change.
+
+    name, config: of the kernel, and the configuration that it has
+    compiled:     what Triton made of it at the last launch that passed through Triton, None before and where it interprets
+    """
 
     def __init__(self, kernel: Any, config: triton.Config, programs: int, numbers: tuple, device: torch.device):
-        self.config = config
+        self.name, self.config = kernel.__name__, config
+        self.compiled: Any = None
         self._kernel, self._programs, self._numbers, self._device = kernel, programs, numbers, device
         self._index = device.index or 0
         options = {name: value for name, value in config.all_kwargs().items() if name not in config.kwargs}
@@ -212,6 +222,7 @@ class Planned:
         aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors)
         with _on(self._device), _loading_in_a_capture():
             compiled = self._kernel[(self._programs,)](*tensors, *amounts, *self._numbers, **self._options)
+        self.compiled = compiled
         # What is compiled for addresses that are no multiples of 16 is for those alone. On AMD it also depends on the size
         # of the storages, which a plan does not know.
         if aligned and not INTERPRETED and torch.version.hip is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
+from watnn.bench.shapes import Shape
+from watnn.bench.suites.linear import Shape as LinearShape
 from watnn.transforms import WAT
 
 from wat_kernels import Noise, dispatch
@@ -26,15 +28,17 @@ class Layer(NamedTuple):
 
 def layers() -> Iterator[Layer]:
     """A convolution, a depthwise one, and linear layers of few and many rows, on each backend that takes them."""
-    for groups, name in ((1, "conv"), (64, "depthwise")):
-        call = dispatch.Call("cuda", torch.bfloat16, (3, 3), 64, 64, groups)
+    for depthwise, name in ((False, "conv"), (True, "depthwise")):
+        shape = Shape(64, 32, batch=128, depthwise=depthwise)
+        call = dispatch.Call("cuda", torch.bfloat16, (3, 3), 64, 64, shape.groups)
         for backend in accepting(conv2d.BACKENDS, call):
-            yield Layer(f"{name}, {backend}", _conv2d(backend, groups))
+            yield Layer(f"{name}, {backend}", conv2d_passes(backend, shape))
+    noise = Noise("dropconnect", 0.3)
     for rows in (32, 1024):
-        noise = Noise("dropconnect", 0.3)
         call = dispatch.Call("cuda", torch.bfloat16, in_channels=1024, out_channels=2048, noise=noise.code, rows=rows)
         for backend in accepting(linear.BACKENDS, call):
-            yield Layer(f"linear of {rows} rows, {backend}", _linear(backend, rows, noise))
+            passes = linear_passes(backend, LinearShape(1024, 2048, rows), noise)
+            yield Layer(f"linear of {rows} rows, {backend}", passes)
 
 
 def accepting(backends: Mapping[str, dispatch.Backend], call: dispatch.Call) -> list[str]:
@@ -67,34 +71,41 @@ def bytes_beyond_results(function: Callable[[], object]) -> int:
     return peak - max(before, kept)
 
 
-def _conv2d(backend: str, groups: int) -> dict[str, Callable[[], object]]:
-    key = torch.tensor(3, device="cuda")
+def conv2d_passes(
+    backend: str, shape: Shape, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Callable[[], object]]:
+    """The passes of a convolution with the draws of WAT() and a weight in channels_last, by name."""
     form = torch.channels_last
-    x, dy = (torch.randn(128, 64, 32, 32, device="cuda").to(torch.bfloat16, memory_format=form) for _ in range(2))
-    weight = torch.randn(64, 64 // groups, 3, 3, device="cuda").to(torch.bfloat16, memory_format=form)
-    arguments = (key, *WAT().tap_table(3).on(x.device), [1, 1], [1, 1, 1, 1], [1, 1], groups, 1, 0, 0.0)
-    op, op_bwd = (getattr(torch.ops.wat_kernels, name) for name in ("shadow_conv2d", "shadow_conv2d_bwd"))
-    return {
-        "forward": partial(getattr(op, backend), x, weight, None, None, *arguments),
-        **_gradients(partial(getattr(op_bwd, backend), dy, x, weight, None, *arguments)),
-    }
+    key = torch.tensor(3, device=device)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, device=device).to(dtype, memory_format=form)
+
+    x, dy = (normal(shape.batch, shape.channels, shape.image, shape.image) for _ in range(2))
+    weight = normal(shape.channels, shape.channels // shape.groups, shape.kernel, shape.kernel)
+    pads = [shape.padding] * 4
+    drawn = (key, *WAT().tap_table(shape.kernel).on(x.device), [1, 1], pads, [1, 1], shape.groups, 1, 0, 0.0)
+    return _passes("shadow_conv2d", backend, x, weight, dy, drawn)
 
 
-def _linear(backend: str, rows: int, noise: Noise) -> dict[str, Callable[[], object]]:
-    key = torch.tensor(3, device="cuda")
+def linear_passes(
+    backend: str, shape: LinearShape, noise: Noise, device: str = "cuda", dtype: torch.dtype = torch.bfloat16
+) -> dict[str, Callable[[], object]]:
+    """The passes of a linear layer with noise on each weight, by name."""
+    key = torch.tensor(3, device=device)
     x, weight, dy = (
-        torch.randn(shape, device="cuda", dtype=torch.bfloat16) for shape in ((rows, 1024), (2048, 1024), (rows, 2048))
+        torch.randn(size, device=device, dtype=dtype)
+        for size in ((shape.rows, shape.inputs), (shape.outputs, shape.inputs), (shape.rows, shape.outputs))
     )
-    arguments = (key, None, None, 1, noise.code, noise.amount)
-    op, op_bwd = (getattr(torch.ops.wat_kernels, name) for name in ("shadow_linear", "shadow_linear_bwd"))
-    return {
-        "forward": partial(getattr(op, backend), x, weight, None, None, *arguments),
-        **_gradients(partial(getattr(op_bwd, backend), dy, x, weight, None, *arguments)),
-    }
+    return _passes("shadow_linear", backend, x, weight, dy, (key, None, None, 1, noise.code, noise.amount))
 
 
-def _gradients(backward: Callable[[list[bool]], object]) -> dict[str, Callable[[], object]]:
+def _passes(
+    op: str, backend: str, x: Tensor, weight: Tensor, dy: Tensor, drawn: tuple
+) -> dict[str, Callable[[], object]]:
+    forward, backward = (getattr(getattr(torch.ops.wat_kernels, name), backend) for name in (op, f"{op}_bwd"))
     return {
-        "data gradient": lambda: backward([True, False, False, False]),
-        "weight gradient": lambda: backward([False, True, False, False]),
+        "forward": lambda: forward(x, weight, None, None, *drawn),
+        "data gradient": lambda: backward(dy, x, weight, None, *drawn, [True, False, False, False]),
+        "weight gradient": lambda: backward(dy, x, weight, None, *drawn, [False, True, False, False]),
     }
