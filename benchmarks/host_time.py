@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,9 @@ def measure(calls: int) -> Iterator[HostTime]:
         torch.set_num_threads(threads)
 
 
+@cache
 def stub_driver() -> None:
-    """Makes Triton compile for an H100, load into nothing and launch nothing, and lets its kernels be given CPU tensors."""
+    """Once a process: makes Triton compile for an H100, load into nothing and launch nothing, and lets its kernels be given CPU tensors."""
     import triton
 
     folder = Path(tempfile.mkdtemp())

@@ -12,7 +12,8 @@ from watnn.bench.rows import BASELINES, Environment, Row
 from watnn.bench.runner import measure
 from watnn.bench.shapes import Shape
 from watnn.bench.store import Output
-from watnn.bench.suites import linear as linear_suite
+from watnn.bench.suites import linear
+from watnn.bench.suites.linear import Shape as LinearShape
 from watnn.bench.verify import WrongResult
 
 from benchmarks.gpu_check.place import Place
@@ -31,27 +32,35 @@ def steps(place: Place) -> Sequence[Step]:
     ]
 
 
+_CIFAR = ((64, 32), (128, 16), (256, 8), (512, 4), (512, 2))  # VGG-16 and ResNet on CIFAR: channels, image
+_VGG = ((128, 112), (256, 56), (512, 28), (512, 14), (64, 224))
+_RESNET = ((64, 56), (128, 28), (256, 14), (512, 7))
+_MOBILENET = ((96, 56), (144, 56), (192, 28), (384, 14), (576, 14), (960, 7))
+_MATRICES = ((1024, 1024), (4096, 4096), (8192, 8192), (4096, 1024))
+_BATCHES = (128, 1024)
+CONVOLUTIONS = (
+    *(Shape(*size, batch=batch, weight_last=True) for batch in _BATCHES for size in (*_RESNET, *_CIFAR, *_VGG)),
+    *(Shape(*size, batch=128) for size in _CIFAR),  # as nn.Conv2d makes its weight, contiguous
+)
+LINEAR = tuple(
+    LinearShape(*size, rows) for batch in _BATCHES for size in _MATRICES for rows in (8 * batch, batch // 16)
+)
+_FEW_ROWS = 64  # what the CUDA kernels are for
+
+
 def cases() -> Iterator[tuple[Case, Options]]:
     """Shapes as networks have them. torch.compile, which takes long, for the first of each kind.
 
     Depthwise convolutions run through `cuda` alone: Triton's kernels are not made for them, and one case takes minutes.
     """
-    cifar = [(64, 32), (128, 16), (256, 8), (512, 4), (512, 2)]  # VGG-16 and ResNet on CIFAR: channels, image
-    vgg, resnet = [(128, 112), (256, 56), (512, 28), (512, 14), (64, 224)], [(64, 56), (128, 28), (256, 14), (512, 7)]
-    for batch in (128, 1024):
-        kinds = [
-            [_conv(Shape(*size, batch=batch, weight_last=True), batch == 128 and place < 3)
-             for place, size in enumerate([*resnet, *cifar, *vgg])],
-            [_linear(suite, linear_suite.Shape(*size, rows), batch == 128)
-             for size in [(1024, 1024), (4096, 4096), (8192, 8192), (4096, 1024)]
-             for suite, rows in (("linear", 8 * batch), ("few_rows", batch // 16))],
-            [_depthwise(Shape(*size, batch=batch, depthwise=True))
-             for size in [(96, 56), (144, 56), (192, 28), (384, 14), (576, 14), (960, 7)]],  # MobileNetV2
-        ]  # fmt: skip
-        for place in range(max(map(len, kinds))):  # by turns, so that whatever time there is shows something of each
-            yield from (kind[place] for kind in kinds if place < len(kind))
-    for size in cifar:  # as nn.Conv2d makes its weight, contiguous
-        yield _conv(Shape(*size, batch=128), False)
+    depthwise = [Shape(*size, batch=batch, depthwise=True) for batch in _BATCHES for size in _MOBILENET]
+    kinds = [
+        [_conv(shape, compiled=place < 3) for place, shape in enumerate(CONVOLUTIONS)],
+        [_linear(shape, compiled=place < 4) for place, shape in enumerate(LINEAR)],
+        [_depthwise(shape) for shape in depthwise],
+    ]
+    for place in range(max(map(len, kinds))):  # by turns, so that whatever time there is shows something of each
+        yield from (kind[place] for kind in kinds if place < len(kind))
 
 
 def _conv(shape: Shape, compiled: bool) -> tuple[Case, Options]:
@@ -64,16 +73,17 @@ def _depthwise(shape: Shape) -> tuple[Case, Options]:
     return Case("depthwise", str(shape), partial(contenders, shape, ("translate",))), options
 
 
-def _linear(suite: str, shape: linear_suite.Shape, compiled: bool) -> tuple[Case, Options]:
-    backends = ("cuda", "triton") if suite == "few_rows" else ("triton",)
-    options = Options("cuda", torch.bfloat16, backends, compiled)
-    return Case(suite, str(shape), partial(linear_suite.contenders, shape), layout="row-major"), options
+def _linear(shape: LinearShape, compiled: bool) -> tuple[Case, Options]:
+    few = shape.rows <= _FEW_ROWS
+    options = Options("cuda", torch.bfloat16, ("cuda", "triton") if few else ("triton",), compiled)
+    suite = "few_rows" if few else "linear"
+    return Case(suite, str(shape), partial(linear.contenders, shape), layout="row-major"), options
 
 
 def _tiny(place: Place) -> Iterator[tuple[Case, Options]]:
-    shape, modes = linear_suite.Shape(5, 4, 3), ("full",)
+    shape, modes = LinearShape(5, 4, 3), ("full",)
     options = Options(place.device, torch.float32, ("cuda", "triton"), compiled=False)
-    yield Case("few_rows", str(shape), partial(linear_suite.contenders, shape), modes, layout="row-major"), options
+    yield Case("few_rows", str(shape), partial(linear.contenders, shape), modes, layout="row-major"), options
 
 
 def _measured(

@@ -47,15 +47,20 @@ def _kind(shape: Shape | LinearShape) -> str:
     return "convolution" if isinstance(shape, Shape) else "linear"
 
 
+def passes_of(shape: Shape | LinearShape, device: str) -> dict[str, Callable[[], object]]:
+    """The passes that are measured, by name."""
+    if isinstance(shape, Shape):
+        return conv2d_passes("triton", shape, device)
+    return linear_passes("triton", shape, _NOISE, device)
+
+
 def _pass(place: Place, shape: Shape | LinearShape, name: str) -> Iterator[Finding]:
     """A finding for each configuration, and one for the best."""
+    run = passes_of(shape, place.device)[name]
     if isinstance(shape, Shape):
-        run = conv2d_passes("triton", shape, place.device)[name]
-        flops = convolution.work(shape, TapTable.identity((shape.kernel, shape.kernel)), torch.bfloat16)[
-            "forward"
-        ].flops
+        every = TapTable.identity((shape.kernel, shape.kernel))
+        flops = convolution.work(shape, every, torch.bfloat16)["forward"].flops
     else:
-        run = linear_passes("triton", shape, _NOISE, place.device)[name]
         flops = linear_work(shape, torch.bfloat16)["forward"].flops
     what = f"{_kind(shape)} {shape}: {name}"
     times: dict[str, float] = {}
