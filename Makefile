@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*/* build_tools/*.py) setup.py pyproject.toml
 
-.PHONY: demo test test-long test-versions gpu-check docs sanitize lint format clean
+.PHONY: demo test test-long test-versions gpu-check gpu-precompile docs sanitize lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/watnn demo
@@ -31,9 +31,16 @@ test-versions:
 	  --disable-pip-version-check --no-deps --no-build-isolation --editable $(VERSION)/tree
 	cd $(VERSION)/tree && OMP_NUM_THREADS=1 ../env/bin/python -m pytest -n 2 -m "not long"
 
-# on a machine with a GPU: tests, launches, compute-sanitizer, benchmark; writes benchmarks/results/<gpu>/
-gpu-check: $(VENV)/installed
-	$(BIN)/python -m benchmarks.gpu_check
+# On a machine with a GPU: kernels, tests, sanitizer, speed; writes benchmarks/results/<gpu>/. Nothing is installed: it runs with
+# the environment that is here, or with any Python that has torch. `make gpu-check CHECK="--budget 260 --stages facts smoke"`
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+CHECK ?=
+gpu-check:
+	PYTHONPATH=.:python $(GPU_PYTHON) -m benchmarks.gpu_check $(CHECK)
+
+# before that, on a machine without one: compiles the Triton kernels for sm_90, into build/gpu_check, with the Triton of GPU_PYTHON
+gpu-precompile:
+	PYTHONPATH=.:python $(GPU_PYTHON) -m benchmarks.gpu_check.precompile
 
 # the pages of docs/ with pictures and a reference, into site/
 docs: $(VENV)/installed

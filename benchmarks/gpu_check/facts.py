@@ -61,7 +61,8 @@ def _nvidia_smi() -> str:
 
 def _libraries(place: Place) -> Iterator[Finding]:
     for name, library in LIBRARIES.items():
-        yield Finding(f"library {name}", library.available, "loads" if library.available else library.reason)
+        missing = None if place.rehearsal else False  # a rehearsal emulates them
+        yield Finding(f"library {name}", library.available or missing, "loads" if library.available else library.reason)
     if not place.rehearsal and LIBRARIES["cuda"].available:
         reason = torch.ops.wat_kernels.cuda_refusal(0)
         yield Finding("CUDA kernels", not reason, reason or "run on this GPU with this driver")

@@ -39,7 +39,7 @@ STAGES = (
     Stage(
         "tuning", 90, "stub", "the time of every configuration of every Triton kernel, its registers and instructions"
     ),
-    Stage("counters", 60, "interpreter", "hardware counters of six kernels, by ncu"),
+    Stage("counters", 80, "interpreter", "hardware counters of six kernels, by ncu"),
     Stage("benchmark", 600, "interpreter", "the benchmark's cases, those first that tell most", True),
 )
 BY_NAME = {stage.name: stage for stage in STAGES}

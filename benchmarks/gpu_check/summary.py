@@ -14,6 +14,7 @@ from benchmarks.gpu_check.standings import standings
 MOST_LINES = 80
 _WIDTH = 160
 _FAILURES = 22
+_MANY = 30  # numbers of a finding that is for programs alone
 
 
 def lines(folder: Path, name: str, seconds: float) -> list[str]:
@@ -44,6 +45,8 @@ def counts(record: Record) -> str:
     passed = sum(finding.passed is True for _, finding in record.findings)
     parts = [f"{passed} passed" if passed else "", f"{len(record.failed)} FAILED" if record.failed else ""]
     steps = f"{len(record.ended)} of {len(record.planned)} steps"
+    compiled = sum(int(one.numbers["misses"]) for _, one in record.findings if "misses" in one.numbers)
+    parts.append(f"{compiled} kernels compiled on the way" if compiled else "")
     return ", ".join(filter(None, [steps, *parts]))
 
 
@@ -59,7 +62,7 @@ def _names(names: Sequence[str]) -> str:
 
 def _facts(findings: Sequence[Finding]) -> list[str]:
     times = [f for f in findings if "host_us" in f.numbers]
-    told = [f.text for f in findings if f.passed is None and f not in times]
+    told = [f.text for f in findings if f.passed is None and f not in times and not f.what.startswith("library")]
     if times:
         told.append("host, us: " + ", ".join(f"{f.what} {f.numbers['host_us']:.0f}" for f in times))
     return [part for line in told for part in textwrap.wrap(line, _WIDTH)]
@@ -111,7 +114,7 @@ def _benchmark(findings: Sequence[Finding]) -> list[str]:
 
 
 def _told(findings: Sequence[Finding]) -> list[str]:
-    return [f"{finding.what}: {finding.text}" for finding in findings]
+    return [f"{one.what}: {one.text}" for one in findings if len(one.numbers) < _MANY and "misses" not in one.numbers]
 
 
 def _best(findings: Sequence[Finding]) -> list[str]:
