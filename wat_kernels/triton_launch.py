@@ -48,8 +48,9 @@ def chosen() -> list[Chosen]:
 
 
 @contextlib.contextmanager
-def choosing(pick: Callable[[str, list[triton.Config]], triton.Config]) -> Iterator[None]:
+def choosing(pick: Callable[[str, list[triton.Config]], triton.Config] | None) -> Iterator[None]:
     """A block in which `pick`, of a kernel's name and the configurations that suit, chooses and nothing is measured.
+    With None, configurations are measured as usual, also within such a block.
 
     Not for several threads. Plans made before are forgotten, and so are afterwards those made within.
     """
