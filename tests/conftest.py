@@ -47,17 +47,13 @@ def _seeded_and_poisoned(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def fp32_precision():
-    """Sets torch's switches of TF32 on a GPU, and puts them back. Tests begin without it: torch allows convolutions TF32."""
-    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+def _fp32_is_fp32():
+    """On a GPU without TF32, which torch allows convolutions by default."""
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul) if torch.cuda.is_available() else ()
     before = [switch.fp32_precision for switch in switches]
-
-    def choose(precision):
-        for switch in switches:
-            switch.fp32_precision = precision
-
-    choose("ieee")
-    yield choose
+    for switch in switches:
+        switch.fp32_precision = "ieee"
+    yield
     for switch, precision in zip(switches, before, strict=True):
         switch.fp32_precision = precision
 

@@ -1,0 +1,34 @@
+"""Shared by the checks of the Triton kernels."""
+
+import pytest
+import torch
+
+from tests.triton.device import DEVICE
+
+
+def pytest_collection_modifyitems(items):
+    """The checks need the interpreter or a GPU."""
+    if DEVICE == "cpu" or torch.cuda.is_available():
+        return
+    for item in items:
+        if "tests/triton/check_" in item.path.as_posix():
+            item.add_marker(pytest.mark.skip(reason="no GPU that torch can use, and no TRITON_INTERPRET=1"))
+
+
+@pytest.fixture(autouse=True)
+def fp32_precision():
+    """Sets torch's switches of TF32, and puts them back.
+
+    TF32, which torch allows convolutions by default, is not what fp32 is compared with: checks begin without it.
+    """
+    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
+    before = [switch.fp32_precision for switch in switches]
+
+    def choose(precision):
+        for switch in switches:
+            switch.fp32_precision = precision
+
+    choose("ieee")
+    yield choose
+    for switch, precision in zip(switches, before, strict=True):
+        switch.fp32_precision = precision
