@@ -49,8 +49,9 @@ def chosen() -> list[Chosen]:
 
 
 @contextlib.contextmanager
-def choosing(pick: Callable[[str, list[triton.Config]], triton.Config]) -> Iterator[list[Planned]]:
+def choosing(pick: Callable[[str, list[triton.Config]], triton.Config] | None) -> Iterator[list[Planned]]:
     """A block in which `pick`, of a kernel's name and the configurations that suit, chooses and nothing is measured.
+    With None, configurations are measured as usual, also within such a block.
 
     Gives the list of the plans that are made within, in their order. Not for several threads. Plans made before are
     forgotten, and so are afterwards those made within.

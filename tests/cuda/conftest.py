@@ -7,7 +7,7 @@ from tests.cuda.emulation import library
 from wat_kernels.extension import CUDA
 from wat_kernels.ops.linear import cuda as linear
 
-PLACES = ["emulated", "gpu"]
+PLACES = [pytest.param("emulated", marks=pytest.mark.cpu_only), "gpu"]
 
 
 @pytest.fixture(params=PLACES)

@@ -7,6 +7,8 @@ from build_tools import command, cuda
 from wat_kernels import cuda_launch, dispatch, shadow_linear
 from wat_kernels.extension import CUDA, Extension
 
+pytestmark = pytest.mark.cpu_only
+
 
 def test_a_list_of_architectures_as_torch_takes_it(monkeypatch):
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0 9.0a;12.0+PTX")

@@ -11,6 +11,8 @@ from build_tools import cuda
 from tests.cuda.emulation import ROOT
 from wat_kernels.extension import CUDA
 
+pytestmark = pytest.mark.cpu_only
+
 needs_nvcc = pytest.mark.skipif(cuda.nvcc() is None, reason="no nvcc found: set CUDA_HOME")
 
 

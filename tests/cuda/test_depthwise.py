@@ -11,6 +11,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
+from tests.cuda.conftest import PLACES
 from tests.cuda.emulation import library
 from tests.native.test_conv2d_native import (
     LAYOUTS,
@@ -36,7 +38,7 @@ TOLERANCES = {torch.float32: (4e-6, 2e-6), torch.bfloat16: (2e-5, 2**-7), torch.
 MULTIPROCESSORS = 2  # of the emulated device: a few blocks, each with several tiles
 
 
-@pytest.fixture(scope="module", params=["emulated", "gpu"])
+@pytest.fixture(scope="module", params=PLACES)
 def device(request):
     if request.param == "gpu":
         if not HAS_GPU:
@@ -156,13 +158,13 @@ hypothesis_settings = {"deadline": None, "suppress_health_check": list(HealthChe
 
 
 @given(case=cases(common=True))
-@settings(max_examples=1200, **hypothesis_settings)
+@settings(max_examples=examples(1200), **hypothesis_settings)
 def test_common_shapes(device, case):
     check(case, device)
 
 
 @given(case=cases(common=False))
-@settings(max_examples=120, **hypothesis_settings)
+@settings(max_examples=examples(120), **hypothesis_settings)
 def test_any_shape(device, case):
     check(case, device)
 

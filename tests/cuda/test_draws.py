@@ -10,6 +10,8 @@ from tests.test_philox import KNOWN_ANSWERS
 from wat_kernels import TapTable, draw_rows
 from wat_kernels.draw import draw_noise
 
+pytestmark = pytest.mark.cpu_only
+
 KEY = -(2**61) + 987654321
 
 

@@ -8,6 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import examples
 from tests.cuda.emulation import library
 from tests.native.test_linear_native import Case, arguments_of, dy_of, expected, layout
 from wat_kernels import MatrixGrid, Noise, philox, shadow_linear
@@ -102,7 +103,7 @@ SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "deran
 
 
 @given(case=cases())
-@settings(max_examples=80, **SETTINGS)
+@settings(max_examples=examples(80), **SETTINGS)
 def test_random_arguments(device, case):
     check(device, case)
 

@@ -13,15 +13,3 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "tests/gpu/" in item.path.as_posix():
             item.add_marker(pytest.mark.skip(reason="there is no GPU that torch can use"))
-
-
-@pytest.fixture(autouse=True)
-def _fp32_is_fp32():
-    """Without TF32, which torch allows convolutions by default."""
-    switches = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)
-    before = [switch.fp32_precision for switch in switches]
-    for switch in switches:
-        switch.fp32_precision = "ieee"
-    yield
-    for switch, precision in zip(switches, before, strict=True):
-        switch.fp32_precision = precision

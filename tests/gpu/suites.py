@@ -1,15 +1,18 @@
-"""The tests that a GPU is to run, those first that tell most where time is short."""
+"""The tests that a GPU is to run, by what they tell: where time is short, the first of them are run.
 
-SUITES = (
-    "tests/gpu",  # launches, graphs, streams, memory; values at sizes and layouts that the CPU checks lack
-    "tests/triton/check_philox.py",  # the random numbers, bit for bit
-    "tests/triton/check_noise.py",
-    "tests/triton/check_conv2d.py",  # the Triton kernels against the reference, small problems
+With WAT_TEST_DEVICE=cuda, which leaves out what needs no GPU and shortens what is random (tests/conftest.py). A minute and
+a half for six processes on one GPU is the aim; what takes the time is compiling, not computing.
+"""
+
+SUITES: tuple[str, ...] = (
+    "tests/triton/check_philox.py",  # everything rests on the draws; a few small kernels, seconds
+    "tests/gpu",  # launches, scratch, graphs, streams, memory, and values at sizes that the CPU checks lack; half the time
+    "tests/cuda/test_linear.py",  # the CUDA kernels, with the cases of their emulation; nothing is compiled
+    "tests/cuda/test_depthwise.py",
+    "tests/triton/check_conv2d.py",  # the Triton kernels against the reference; many small problems, each is compiled
     "tests/triton/check_linear.py",
-    "tests/cuda/test_depthwise.py",  # the CUDA kernels, with the cases of their emulation
-    "tests/cuda/test_linear.py",
-    "tests/cuda/test_draws.py",
-    "tests/ops/test_conv2d.py",  # what every backend has to do, with WAT_TEST_DEVICE
+    "tests/triton/check_noise.py",  # the fallback's noise, seconds
+    "tests/ops/test_conv2d.py",  # what every backend has to do: values, higher gradients, opcheck
     "tests/ops/test_linear.py",
-    "tests/watnn/test_layers.py",
+    "tests/watnn/test_layers.py",  # the modules, on whatever backend they choose
 )

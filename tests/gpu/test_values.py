@@ -11,7 +11,8 @@ from wat_kernels import Noise, TapTable, dispatch, draw_rows, shadow_conv2d, sha
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NOISES = [None, Noise("dropconnect", 0.3), Noise("multiplicative", 0.2)]
-RANDOM = {"deadline": None, "max_examples": 40, "suppress_health_check": list(HealthCheck)}
+# each example is a problem that Triton compiles three kernels for
+RANDOM = {"deadline": None, "max_examples": 12, "suppress_health_check": list(HealthCheck)}
 
 
 def to_gpu(tensors, dtype):
@@ -86,25 +87,28 @@ def test_layers_of_real_networks(shape, form, dtype, stride):
     )
     backends = fused("shadow_conv2d", call)
     assert backends
+    noise = NOISES[(stride + SHAPES.index(shape) + DTYPES.index(dtype)) % len(NOISES)]  # in turn: compiling takes long
     for backend in backends:
-        for noise in NOISES:
-            agree(
-                lambda name, x, w, b, g, noise=noise: shadow_conv2d(
-                    x, w, b, gain=g, table=table, key=11, noise=noise, padding=weight_size[2] // 2, stride=stride,
-                    groups=groups, backend=name,
-                ),
-                inputs, backend, dtype,
-            )  # fmt: skip
+        agree(
+            lambda name, x, w, b, g: shadow_conv2d(
+                x, w, b, gain=g, table=table, key=11, noise=noise, padding=weight_size[2] // 2, stride=stride,
+                groups=groups, backend=name,
+            ),
+            inputs, backend, dtype,
+        )  # fmt: skip
+
+
+ROWS = [1, 7, 64, 200]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 7, 64, 200])
+@pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("features", [(1024, 512), (1000, 333)], ids=str)
-@pytest.mark.parametrize("noise", NOISES, ids=str)
-def test_linear_layers_of_real_networks(rows, features, dtype, noise):
+def test_linear_layers_of_real_networks(rows, features, dtype):
+    noise = NOISES[(ROWS.index(rows) + DTYPES.index(dtype)) % len(NOISES)]
     inputs = (torch.randn(rows, features[0]), torch.randn(features[::-1]) / features[0] ** 0.5,
               torch.randn(features[1]), torch.rand(1) + 0.5)  # fmt: skip
-    for backend in fused("shadow_linear", LINEAR._replace(dtype=dtype, noise=noise.code if noise else 0)):
+    for backend in fused("shadow_linear", LINEAR._replace(dtype=dtype, noise=noise.code if noise else 0, rows=rows)):
         agree(
             lambda name, x, w, b, g: shadow_linear(x, w, b, gain=g, key=3, noise=noise, backend=name),
             inputs, backend, dtype,

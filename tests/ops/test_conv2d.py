@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from tests.conftest import DEVICE
+from tests.conftest import DEVICE, examples
 from tests.ops import oracle
 from tests.ops.cases import TOLERANCES, ConvCase, conv_cases, torch_op
 from wat_kernels import Noise, TapTable, dispatch, shadow_conv2d
@@ -34,7 +34,7 @@ def expected_of(case: ConvCase):
 
 @pytest.mark.parametrize("backend", ["reference", "library"])
 @given(case=conv_cases())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_equals_a_convolution_with_the_materialised_weight(backend, case):
     for leaf in case.leaves:
         leaf.requires_grad_()
@@ -199,9 +199,7 @@ def test_nothing_but_x_weight_gain_and_key_is_saved(backend):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        shadow_conv2d(
-            x, weight, bias, table=table, key=2, gain=gain, noise=Noise("dropconnect", 0.1), backend="library"
-        )
+        shadow_conv2d(x, weight, bias, table=table, key=2, gain=gain, noise=Noise("dropconnect", 0.1), backend=backend)
     extra = [t for t in saved if t.data_ptr() not in (x.data_ptr(), weight.data_ptr(), gain.data_ptr())]
     assert sum(t.numel() * t.element_size() for t in extra) == 8  # the key
 

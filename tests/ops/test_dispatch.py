@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.conftest import DEVICE
 from wat_kernels import Noise, TapTable, autograd, dispatch, shadow_conv2d, shadow_linear
 from wat_kernels.extension import NATIVE
 from wat_kernels.ops.conv2d.op import BACKENDS as CONV2D
@@ -77,7 +78,7 @@ def test_the_environment_overrides_auto_only(monkeypatch):
 @pytest.mark.parametrize("backend", ["reference", "library"])
 def test_autocast_gives_the_dtype_of_torch(backend):
     x, weight, bias = torch.randn(2, 3, 6, 6), torch.randn(4, 3, 3, 3), torch.randn(4)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = shadow_conv2d(x, weight, bias, table=TABLE, key=1, backend=backend)
         z = shadow_linear(x, torch.randn(5, 6), key=1, noise=Noise("dropconnect", 0.2), backend=backend)
         plain = torch.nn.functional.conv2d(x, weight, bias)
@@ -88,7 +89,7 @@ def test_autocast_gives_the_dtype_of_torch(backend):
 def test_autocast_takes_mixed_dtypes_and_sends_gradients_back_in_them():
     x = torch.randn(2, 3, 6, 6, dtype=torch.bfloat16)
     weight = torch.randn(4, 3, 3, 3, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         y = shadow_conv2d(x, weight, table=TABLE, key=1)
     y.float().sum().backward()
     assert weight.grad.dtype == torch.float32

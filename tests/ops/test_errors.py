@@ -5,6 +5,8 @@ import torch
 
 from wat_kernels import MatrixGrid, Noise, TapTable, shadow_conv2d, shadow_linear
 
+pytestmark = pytest.mark.cpu_only
+
 X, WEIGHT, BIAS, GAIN = torch.randn(6, 4, 8, 8), torch.randn(6, 2, 3, 3), torch.randn(6), torch.randn(6)
 GOOD = {"x": X, "weight": WEIGHT, "bias": BIAS, "gain": GAIN, "table": TapTable.identity((3, 3)), "key": 1, "groups": 2}
 

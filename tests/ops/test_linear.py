@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 
-from tests.conftest import DEVICE
+from tests.conftest import DEVICE, examples
 from tests.ops import oracle
 from tests.ops.cases import TOLERANCES, LinearCase, linear_cases, torch_op
 from wat_kernels import MatrixGrid, Noise, shadow_linear
@@ -20,7 +20,7 @@ def run(case: LinearCase, backend: str):
 
 @pytest.mark.parametrize("backend", ["reference", "library"])
 @given(case=linear_cases())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 def test_equals_a_product_with_the_materialised_weight(backend, case):
     for leaf in case.leaves:
         leaf.requires_grad_()

@@ -11,6 +11,8 @@ from benchmarks.compile_report import CHIPS, cases, compile_case, problems
 from benchmarks.compile_report import _nvidia_resources as resources
 from wat_kernels.triton_noise import BLOCK, noise_kernel
 
+pytestmark = pytest.mark.cpu_only
+
 CASES = {}
 for _case in cases():
     CASES.setdefault((_case.kernel, _case.variant, _case.dtype), []).append(_case)

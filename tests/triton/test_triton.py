@@ -12,6 +12,8 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'wat-kernels[triton]'")
 
+pytestmark = pytest.mark.cpu_only
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -16,8 +16,10 @@ from torch.utils.checkpoint import checkpoint
 from watnn import bypass
 from watnn.transforms import WAT, DropConnect
 
+from tests.conftest import DEVICE
+
 NOTICED = r"mixer\.conv1d is a shadow layer that was not called, and its weight got a gradient"
-X = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0))
+X = torch.randn(2, 4, 9, generator=torch.Generator().manual_seed(0)).to(DEVICE)
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +78,7 @@ def saved(model):
 
 
 def emptied(model):
-    model.to_empty(device="cpu")
+    model.to_empty(device=DEVICE)
     for parameter in model.parameters():
         nn.init.uniform_(parameter)
     return model

@@ -14,6 +14,8 @@ from wat_kernels.gpu_record import Gpu, Record, Verdict, enter_run, is_qualified
 from wat_kernels.ops.conv2d import cuda
 from wat_kernels.ops.conv2d import op as conv2d_op
 
+pytestmark = pytest.mark.cpu_only
+
 GPU = Gpu("NVIDIA X", "9.0", "580", "2.11", "3.6", "0.1", "abc", "def")
 DENSE = dispatch.Call("cuda", torch.float32, (3, 3), 8, 8, device_index=0)
 needs_native = pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)

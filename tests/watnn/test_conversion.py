@@ -11,6 +11,8 @@ from torch import nn
 from watnn.conversion import reasons_left
 from watnn.transforms import WAT, Compose, DropConnect, MultiplicativeNoise, RandomAffine, RandomHorizontalFlip
 
+from tests.conftest import DEVICE
+
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
 
 
@@ -288,7 +290,7 @@ class Language(nn.Module):
         return self.head(self.body(self.wte(tokens)))
 
 
-TOKENS = torch.arange(10).view(2, 5)
+TOKENS = torch.arange(10).view(2, 5).to(DEVICE)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

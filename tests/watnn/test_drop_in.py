@@ -11,6 +11,7 @@ import watnn
 from torch import nn
 from watnn.transforms import WAT, DropConnect, Identity, MultiplicativeNoise, RandomAffine, RandomResizedCrop
 
+from tests.conftest import DEVICE
 from wat_kernels import TapTable, shadow_conv2d, shadow_linear
 
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
@@ -111,7 +112,7 @@ def test_a_model_made_on_meta_starts_with_a_gain_of_one():
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv1d(4, 4, 3), nn.Linear(4, 2))
     model = watnn.convert(model, DropConnect(0.1), gain="channel")
     assert all(layer.gain.is_meta for layer in model)
-    model.to_empty(device="cpu")
+    model.to_empty(device=DEVICE)
     with torch.no_grad():
         for layer in model:
             layer.gain.fill_(float("nan"))  # what uninitialised memory may hold

@@ -10,7 +10,9 @@ from watnn.layers import shadow_layers
 from watnn.modes import layer_keys
 from watnn.transforms import WAT, Compose, DropConnect, RandomAffine
 
-X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+from tests.conftest import DEVICE
+
+X = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
 TRANSFORM = Compose([WAT(), DropConnect(0.2)])
 
 

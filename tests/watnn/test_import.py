@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.cpu_only
+
 SLOW_OR_LOUD = ["torch._dynamo", "torch._inductor", "torch.utils.cpp_extension", "matplotlib", "rich"]
 
 

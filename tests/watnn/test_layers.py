@@ -17,9 +17,17 @@ from wat_kernels import draw_key
 
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
 LAYERS = {
-    "conv2d": (lambda **kw: watnn.WATConv2d(4, 6, 3, padding=1, **kw), nn.Conv2d(4, 6, 3, padding=1), (4, 4, 7, 6)),
-    "conv1d": (lambda **kw: watnn.WATConv1d(4, 6, 5, stride=2, **kw), nn.Conv1d(4, 6, 5, stride=2), (4, 4, 11)),
-    "linear": (lambda **kw: watnn.WATLinear(6, 5, **kw), nn.Linear(6, 5), (4, 6)),
+    "conv2d": (
+        lambda **kw: watnn.WATConv2d(4, 6, 3, padding=1, **kw),
+        nn.Conv2d(4, 6, 3, padding=1, device=DEVICE),
+        (4, 4, 7, 6),
+    ),
+    "conv1d": (
+        lambda **kw: watnn.WATConv1d(4, 6, 5, stride=2, **kw),
+        nn.Conv1d(4, 6, 5, stride=2, device=DEVICE),
+        (4, 4, 11),
+    ),
+    "linear": (lambda **kw: watnn.WATLinear(6, 5, **kw), nn.Linear(6, 5, device=DEVICE), (4, 6)),
 }
 layers = pytest.mark.parametrize("name", LAYERS)
 
@@ -72,7 +80,7 @@ def test_training_computes_with_the_shadow_of_a_fresh_key(name):
     layer, x = build(transform=transform), torch.randn(shape)
     for seed in range(5):
         torch.manual_seed(seed)
-        key = draw_key()
+        key = draw_key(DEVICE)
         torch.manual_seed(seed)
         torch.testing.assert_close(layer(x), plain(layer, x, watnn.shadow_weight(layer, key)))
     assert not torch.equal(layer(x), layer(x))
@@ -98,9 +106,10 @@ def test_without_a_transform_nothing_is_drawn(name):
     build, torch_layer, shape = LAYERS[name]
     layer, x = build(), torch.randn(shape)
     layer.load_state_dict(torch_layer.state_dict())
-    before = torch.get_rng_state()
+    state = torch.cuda.get_rng_state if DEVICE == "cuda" else torch.get_rng_state
+    before = state()
     torch.testing.assert_close(layer(x), torch_layer(x))
-    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(state(), before)
 
 
 @layers
@@ -161,7 +170,7 @@ def test_one_module_used_twice_gets_the_gradient_of_both_draws():
     layer = watnn.WATConv2d(4, 4, 3, padding=1, bias=False, transform=TRANSLATE)
     x = torch.randn(2, 4, 6, 6)
     torch.manual_seed(1)
-    keys = [draw_key(), draw_key()]
+    keys = [draw_key(DEVICE), draw_key(DEVICE)]
     torch.manual_seed(1)
     grad = torch.autograd.grad(layer(layer(x)).square().sum(), layer.weight)[0]
     weight = layer.weight.detach().requires_grad_()

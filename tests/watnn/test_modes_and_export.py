@@ -9,6 +9,8 @@ from watnn.layers import shadow_layers
 from watnn.modes import layer_keys
 from watnn.transforms import WAT, Compose, DropConnect, RandomAffine, RandomRotation, RandomVerticalFlip
 
+from tests.conftest import DEVICE
+
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
 
 
@@ -24,7 +26,7 @@ def network(transform=TRANSLATE, **arguments):
     return watnn.convert(model, transform, **arguments)
 
 
-X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
 
 def test_default_is_shadow_in_training_and_plain_in_eval():
@@ -250,5 +252,5 @@ def test_the_key_of_dom_follows_the_weight_to_another_device():
     watnn.dom(layer, key=-7)
     layer.to("meta")
     assert layer.dom_key == -7
-    layer.to_empty(device="cpu")
+    layer.to_empty(device=DEVICE)
     assert layer.dom_key == -7 and layer._key(X).device == X.device

@@ -14,10 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from watnn.layers import shadow_layers
 from watnn.transforms import WAT, Compose, DropConnect, MultiplicativeNoise, RandomAffine, RandomHorizontalFlip
 
+from tests.conftest import DEVICE
 from wat_kernels import MixedTable
 
 FLIP = RandomHorizontalFlip(1.0)  # one draw, never the identity
-X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(DEVICE)
 
 
 def network(transform=FLIP, **arguments):

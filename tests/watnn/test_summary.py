@@ -9,6 +9,7 @@ import watnn
 from torch import nn
 from watnn.transforms import Compose, DropConnect, RandomAffine
 
+from tests.conftest import DEVICE
 from wat_kernels.extension import NATIVE
 
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
@@ -35,7 +36,7 @@ def model():
     return watnn.convert(Model(), TRANSLATE)
 
 
-X = torch.randn(2, 4, 6, 5)
+X = torch.randn(2, 4, 6, 5).to(DEVICE)
 SHARE = TRANSLATE.tap_table((3, 3)).mean_active_taps / 9
 
 
@@ -91,7 +92,7 @@ def test_an_elementwise_noise_skips_nothing():
 
 
 def test_the_backend_is_that_under_autocast(model):
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(DEVICE, torch.bfloat16):
         assert watnn.summary(model, X).layers[0].backend == BEST
 
 
