@@ -51,7 +51,7 @@ _TOLD = {
     "L2 %": r"lts__throughput.*pct_of_peak_sustained_elapsed$",
     "L2 hits %": r"lts__t_sector_hit_rate\.pct$",
     "DRAM %": r"(gpu__)?dram__?throughput.*pct_of_peak_sustained_elapsed$",
-    "issue %": r"(sm|smsp)__(inst_issued|issue_active|inst_executed).*pct",
+    "issue %": r"smsp?__(inst_issued|issue_active|inst_executed)\.avg\.pct",
     "occupancy %": r"sm__warps_active\.avg\.pct_of_peak_sustained_active$",
     "registers": r"launch__registers_per_thread$",
 }
