@@ -65,9 +65,24 @@ def multiply(
     steps: without it, `source` is all of SW in the order of its elements
     """
     _check_kind(noise)
+    steps = _in_order(source.shape) if steps is None else steps
+    if source.dtype == torch.float16 and _backend(key, torch.float32) == "native":
+        _through_fp32(source, out, key, shadow, noise, amount, first, steps)
+        return out
     overload = getattr(torch.ops.wat_kernels.noise_multiply, _backend(key, source.dtype))
-    overload(source, out, first, _in_order(source.shape) if steps is None else steps, key, shadow, noise, amount)
+    overload(source, out, first, steps, key, shadow, noise, amount)
     return out
+
+
+def _through_fp32(
+    source: Tensor, out: Tensor, key: Tensor, shadow: int, noise: int, amount: float, first: int, steps: Sequence[int]
+) -> None:
+    """`multiply` by the native code, which has no fp16, a few lines of the outermost dimension at a time."""
+    lines = max(1, _SLICE * len(source) // max(source.numel(), 1))
+    for at in range(0, len(source), lines):
+        part = source[at : at + lines].float()
+        multiply(part, part, key, shadow, noise, amount, first=first + at * steps[0], steps=steps)
+        out[at : at + lines].copy_(part)
 
 
 def _backend(key: Tensor, dtype: torch.dtype) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.conftest import DEVICE
-from wat_kernels import noise_op, philox
+from wat_kernels import Noise, TapTable, noise_op, philox, shadow_conv2d
 from wat_kernels.extension import NATIVE
 
 OPS = torch.ops.wat_kernels
@@ -101,6 +101,42 @@ def test_the_integers_of_a_slice_do_not_grow_with_the_weight():
             noise_op._plain_multiply(source, source, 0, [1024, 1], torch.tensor(3), 0, noise, 0.3)
             noise_op._plain(torch.tensor(3), 2, 2**19, noise, 0.3)
         assert 0 < largest.elements <= 2**17 + 64
+
+
+@pytest.mark.parametrize("whole", [(3, 7), (400, 1000), (2, 2**18)])
+@pytest.mark.parametrize("noise", [1, 2])
+def test_fp16_is_a_product_in_fp32_that_is_rounded_once(whole, noise):
+    """Through the native code a few lines at a time, where there is one."""
+    source = torch.randn(whole).half()
+    out = noise_op.multiply(source, torch.empty_like(source), torch.tensor(11), 2, noise, 0.3)
+    factor = noise_op.draw(torch.tensor(11), 3, source.numel(), noise, 0.3)[2].view(whole)
+    assert torch.equal(out, (source.float() * factor).half())
+    cut = source[:, 1:6].clone()
+    noise_op.multiply(cut, cut, torch.tensor(11), 2, noise, 0.3, first=1, steps=(whole[1], 1))
+    assert torch.equal(cut, out[:, 1:6])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shadows", [1, 4])
+def test_a_convolution_makes_no_tensor_of_more_than_one_sw(shadows, dtype):
+    """The noise of all shadows at once would be as many times that."""
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.elements = max(self.elements, result.numel())
+            return result
+
+    x = torch.randn(4, 32, 4, 4, dtype=dtype, requires_grad=True)
+    weight = torch.randn(64, 32, 3, 3, dtype=dtype, requires_grad=True)
+    with Largest() as largest:
+        y = shadow_conv2d(x, weight, table=TapTable.identity((3, 3)), key=1, padding=1, shadows=shadows,
+                          noise=Noise("dropconnect", 0.3), backend="library")  # fmt: skip
+        torch.autograd.grad(y, (x, weight), torch.ones_like(y))
+    assert largest.elements == weight.numel()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,14 +7,15 @@ mean to wait for the device at each call; SW is whole there, with zeros at the o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from wat_kernels import noise_op
 from wat_kernels.dispatch import Call
-from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from, drawn_on_host
+from wat_kernels.draw import dense_maps, draw_rows_from, drawn_on_host
 from wat_kernels.ops.conv2d.geometry import Padding, laid_out, memory_format, output_size
 from wat_kernels.torch_library import implement
 
@@ -64,10 +65,31 @@ class _Shadow(NamedTuple):
     """One chunk's SW, cropped, and how the convolution has to be called with it."""
 
     map: Tensor  # (T, K): rows of M for the taps of the rectangle
-    factor: Tensor | None  # (O, I, T): the noise on them
+    noise: _Noise | None
     weight: Tensor  # (O, I, h, w)
     pad: Padding  # what x is padded or cropped by before the call
     symmetric: tuple[int, int]  # what the call pads
+
+
+class _Noise(NamedTuple):
+    """The elementwise noise of one shadow, on the taps of its rectangle."""
+
+    key: Tensor
+    shadow: int
+    kind: int
+    amount: float
+    kernel: Sequence[int]
+    rectangle: Rectangle
+
+    def multiply(self, part: Tensor) -> None:
+        """part (O, I, h, w) times the noise of these elements of SW, in place: element e is (o * K + t) * I + i."""
+        channels, width = part.shape[1], self.kernel[1]
+        in_order = part.permute(0, 2, 3, 1)  # as the elements are numbered
+        noise_op.multiply(
+            in_order, in_order, self.key, self.shadow, self.kind, self.amount,
+            first=(self.rectangle.top * width + self.rectangle.left) * channels,
+            steps=(self.kernel[0] * width * channels, width * channels, channels, 1),
+        )  # fmt: skip
 
 
 def _form_shadows(
@@ -81,39 +103,36 @@ def _form_shadows(
     shadows: int,
     noise: int,
     amount: float,
-) -> list[_Shadow | None]:
-    """What each chunk convolves with, scaled by the gain; None for a chunk whose row has no active tap."""
-    out_channels, in_channels, *kernel = weight.shape
+) -> Iterator[_Shadow | None]:
+    """What each chunk convolves with, scaled by the gain; None for a chunk whose row has no active tap.
+
+    One after the other, so that there is never more than one SW.
+    """
+    kernel = weight.shape[2:]
     count = kernel[0] * kernel[1]
     compute = torch.promote_types(weight.dtype, torch.float32)
     drawn_rows = draw_rows_from(thresholds, key, shadows)
     lines, maps = taps[drawn_rows], dense_maps(taps, drawn_rows, count).to(compute)
-    factors = None
-    if noise:
-        drawn = draw_noise(noise, amount, key, shadows, weight.numel())
-        factors = drawn.view(shadows, out_channels, count, in_channels).mT.to(compute)  # (S, O, I, K)
     whole = not drawn_on_host(key)
-    formed: list[_Shadow | None] = []
     for s in range(shadows):
         active = range(count) if whole else lines[s, 1 : 1 + int(lines[s, 0])].tolist()
         rectangle = active_rectangle(active, kernel)
         if rectangle is None:
-            formed.append(None)
+            yield None
             continue
         rows = range(rectangle.top, rectangle.bottom + 1)
         inside = [r * kernel[1] + c for r in rows for c in range(rectangle.left, rectangle.right + 1)]
         tap_map = maps[s] if len(inside) == count else maps[s, inside]
-        factor = None if factors is None else factors[s] if len(inside) == count else factors[s, :, :, inside]
-        shadow = torch.einsum("tp,oip->oit", tap_map, weight.flatten(2).to(compute))
-        if factor is not None:
-            shadow = shadow * factor
+        shadow = torch.einsum("tp,oip->oit", tap_map, weight.flatten(2).to(compute)).unflatten(2, rectangle.size)
+        drawn = _Noise(key, s, noise, amount, kernel, rectangle) if noise else None
+        if drawn is not None:
+            drawn.multiply(shadow)
         if gain is not None:
-            shadow = shadow * gain.reshape(-1, 1, 1).to(compute)
+            shadow *= gain.reshape(-1, 1, 1, 1).to(compute)
         top, bottom, left, right = cropped_padding(padding, rectangle, kernel, dilation)
         symmetric = (top if top == bottom >= 0 else 0, left if left == right >= 0 else 0)
         pad = (top - symmetric[0], bottom - symmetric[0], left - symmetric[1], right - symmetric[1])
-        formed.append(_Shadow(tap_map, factor, shadow.to(weight.dtype).unflatten(2, rectangle.size), pad, symmetric))
-    return formed
+        yield _Shadow(tap_map, drawn, shadow.to(weight.dtype), pad, symmetric)
 
 
 def _window(x: Tensor, pad: Padding) -> Tensor:
@@ -224,10 +243,10 @@ def _bwd(
         if needs_x:
             x_parts.append(_unwindow(dx, shadow.pad, x.shape[2:]))
         if needs_weight or needs_gain:
-            dshadow = dshadow.flatten(2).to(compute)
-            if shadow.factor is not None:
-                dshadow = dshadow * shadow.factor
-            unscaled += torch.einsum("tp,oit->oip", shadow.map, dshadow)
+            dshadow = dshadow.to(compute)
+            if shadow.noise is not None:
+                shadow.noise.multiply(dshadow)
+            unscaled += torch.einsum("tp,oit->oip", shadow.map, dshadow.flatten(2))
     dgain = x.new_empty(0)
     if needs_gain and gain is not None:
         per_channel = (unscaled * weight.flatten(2)).sum((1, 2))
