@@ -63,6 +63,15 @@ def test_a_file_of_an_earlier_version_gets_the_columns_it_lacks(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["conv.csv"]
 
 
+def test_a_file_that_lacks_what_every_row_has_is_refused(tmp_path):
+    path = tmp_path / "conv.csv"
+    path.write_text("suite,case,mode,role,name\nconv,a,full,wat,WATConv2d\n")
+    with pytest.raises(ValueError, match=r"conv\.csv has the columns of something else"):
+        store.read(tmp_path)
+    with pytest.raises(ValueError, match="something else"):
+        store.append(path, row())
+
+
 @pytest.mark.parametrize(
     ("machine", "folder"),
     [("AMD EPYC", "AMD_EPYC"), ("Intel(R) X / 9", "Intel_R_X_9"), ("..", "unknown"), ("", "unknown")],

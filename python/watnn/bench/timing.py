@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-_CALLS = 8  # of which the host's time is taken together; few enough that the queue of launches does not fill
+_CALLS = 8  # of which the host's time is taken together, if they are short: the queue of launches must not fill
 LEAST_SAMPLE = 2e-3  # seconds: what is shorter on a CPU is called several times for one sample
 
 
@@ -120,9 +120,9 @@ class CpuTimer:
 
 
 class _Captured(NamedTuple):
-    """A graph of so many copies of a function, each after a flush of L2."""
+    """A graph of so many copies of a function, each after a flush of L2; None where it cannot be captured."""
 
-    graph: torch.cuda.CUDAGraph
+    graph: torch.cuda.CUDAGraph | None
     copies: int
 
 
@@ -151,7 +151,7 @@ class CudaTimer:
             self._lines = torch.zeros(max(2 * cache, 64 << 20) // 4, device="cuda")
             self._sum = torch.zeros((), device="cuda")
         self._pool = torch.cuda.graph_pool_handle()  # one for all graphs, which never run at the same time
-        self._captured: dict[Callable[[], object], _Captured | None] = {}
+        self._captured: dict[Callable[[], object], _Captured] = {}
         self._flushes: dict[int, torch.cuda.CUDAGraph] = {}
 
     def preparing(self) -> contextlib.AbstractContextManager:
@@ -168,22 +168,56 @@ class CudaTimer:
             torch.cuda.synchronize()
             seconds = time.perf_counter() - start
         copies = max(1, min(self._MOST_COPIES, math.ceil(self._ENOUGH / max(seconds, 1e-9))))
+        graph = None
+        if not self._waits(function):
+            try:
+                if copies not in self._flushes:
+                    self._flushes[copies] = self._capture(None, copies)
+                graph = self._capture(function, copies)
+            except Exception:  # whatever a function that is not made for it raises in a capture
+                self._recover()
+        self._captured[function] = _Captured(graph, copies)
+
+    def _waits(self, function: Callable[[], object]) -> bool:
+        """Whether an operation of torch in it waits for the GPU. Asked before, since a capture that fails does harm."""
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
         try:
-            self._captured[function] = _Captured(self._capture(function, copies), copies)
-            if copies not in self._flushes:
-                self._flushes[copies] = self._capture(None, copies)
-        except RuntimeError:  # torch's own and CUDA's errors alike
+            with torch.cuda.stream(self._stream):
+                function()
+        except RuntimeError:
+            return True
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
             torch.cuda.synchronize()
-            self._captured[function] = None
+        return False
 
     def _capture(self, function: Callable[[], object] | None, copies: int) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # the outer block gives the stream back where the end of a capture raises, which torch's own does not
+        with torch.cuda.stream(self._stream), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             for _ in range(copies):
                 self._flush()
                 if function is not None:
                     function()
         return graph
+
+    def _recover(self) -> None:
+        """After a capture that failed, so that it spoils nothing but its own function.
+
+        Up to torch 2.11 at least, the end of an invalid capture raises before it has closed the memory pool, into which no
+        other graph can be captured then, and the default generator, from which every later draw raises. The pool is closed
+        here if it is open, and a capture that succeeds, into another pool, closes the generator.
+        """
+        torch.cuda.synchronize()
+        device = torch.cuda.current_device()
+        with contextlib.suppress(RuntimeError, AttributeError):  # closed already; a torch without these
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(
+                device, self._pool
+            )  # as the graph itself does after a capture that it has closed
+        self._pool = torch.cuda.graph_pool_handle()
+        self._capture(None, 1)
 
     def _flush(self) -> None:
         torch.sum(self._lines, 0, out=self._sum)
@@ -197,10 +231,10 @@ class CudaTimer:
     def _enqueue(self, function: Callable[[], object]) -> tuple[tuple, tuple | None, int]:
         """(events around the graph, events around the flushes alone, copies). A flush before each keeps the GPU busy while
         the host enqueues."""
-        captured = self._captured[function]
-        if captured is None:
+        graph, copies = self._captured[function]
+        if graph is None:
             return self._marked(function), None, 1
-        return self._marked(captured.graph.replay), self._marked(self._flushes[captured.copies].replay), captured.copies
+        return self._marked(graph.replay), self._marked(self._flushes[copies].replay), copies
 
     def _marked(self, function: Callable[[], object]) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -211,20 +245,21 @@ class CudaTimer:
         return begin, end
 
     def how(self, function: Callable[[], object]) -> str:
-        return "events" if self._captured[function] is None else "graph"
+        return "events" if self._captured[function].graph is None else "graph"
 
     def calls(self, function: Callable[[], object], reps: int) -> tuple[float, float]:
         hosts, eagers = [], []
+        calls = min(_CALLS, self._captured[function].copies)
         with torch.cuda.stream(self._stream):
             for _ in range(reps):
                 torch.cuda.synchronize()
                 start = time.perf_counter()
-                for _ in range(_CALLS):
+                for _ in range(calls):
                     function()
                 enqueued = time.perf_counter()
                 torch.cuda.synchronize()
-                hosts.append((enqueued - start) / _CALLS)
-                eagers.append((time.perf_counter() - start) / _CALLS)
+                hosts.append((enqueued - start) / calls)
+                eagers.append((time.perf_counter() - start) / calls)
         return statistics.median(hosts), statistics.median(eagers)
 
 
