@@ -146,11 +146,11 @@ def test_without_vector_instructions_auto_takes_the_library_where_that_is_faster
     assert taken("shadow_conv2d", **dense, rows=16384) == "library"
     assert taken("shadow_conv2d", **dense, rows=16) == "native"
     assert taken("shadow_conv2d", **depthwise, rows=16384) == "native"
-    assert taken("shadow_linear", rows=128) == "native"
-    assert taken("shadow_linear", rows=512) == "library"
+    assert taken("shadow_linear", rows=127) == "native"
+    assert taken("shadow_linear", rows=128) == "library"
     for backends in BACKENDS.values():
         monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", False)
-    assert taken("shadow_conv2d", **dense, rows=16384) == taken("shadow_linear", rows=512) == "native"
+    assert taken("shadow_conv2d", **dense, rows=16384) == taken("shadow_linear", rows=128) == "native"
 
 
 @pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)

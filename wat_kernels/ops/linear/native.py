@@ -10,7 +10,7 @@ import torch
 from wat_kernels.dispatch import Call
 from wat_kernels.extension import NATIVE, NATIVE_IS_PORTABLE
 
-_MANY_ROWS = 512
+_MANY_ROWS = 128
 
 
 RUNS_ON = "cpu"
