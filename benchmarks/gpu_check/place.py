@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -14,7 +15,8 @@ class Place:
     results:   the store that rows of the benchmark go to
     device:    "cuda", or "cpu" in a rehearsal
     rehearsal: sizes are to be tiny, and numbers mean nothing
-    seconds:   what the stage has left when its process begins
+    started:   when the stage's process began, by time.monotonic
+    seconds:   what the stage had left then
     wanted:    with `--only-failed`, names of steps and of findings that had failed or were not reached; None otherwise
     """
 
@@ -24,6 +26,7 @@ class Place:
     rehearsal: bool
     seconds: float
     wanted: frozenset[str] | None = None
+    started: float = field(default_factory=time.monotonic)
 
     def wants(self, what: str) -> bool:
         """Whether something that can be run alone is to be run."""

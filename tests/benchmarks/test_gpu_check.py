@@ -205,6 +205,23 @@ def test_failures_of_pytest_are_findings_by_name():
     ]
 
 
+def test_tests_that_take_too_long_are_stopped_and_say_what_failed(tmp_path, monkeypatch):
+    slow = tmp_path / "test_slow.py"
+    slow.write_text("import time\ndef test_a(): assert 1 == 2\ndef test_b(): time.sleep(60)\n")
+    monkeypatch.setattr(tests, "SUITES", (str(slow),))
+    monkeypatch.setattr(tests, "_TO_STOP", 6.0)
+    monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: None)  # in one process
+    place = Place(tmp_path, tmp_path, "cpu", False, 12.0)
+    findings = [(one.what.split("/")[-1], one.passed) for one in tests.steps(place)[0].run()]
+    assert findings == [("test_slow.py::test_a", False), (tests.UNFINISHED, False), ("pytest", False)]
+    again = Place(tmp_path, tmp_path, "cpu", False, 0.0, frozenset({"pytest", tests.UNFINISHED, "x.py::test_a"}))
+    ran = []
+    monkeypatch.setattr(tests, "_run", lambda place, what, arguments: ran.append(list(arguments)) or iter(()))
+    list(tests._pytest(again))
+    list(tests._pytest(Place(tmp_path, tmp_path, "cpu", False, 0.0, frozenset({"pytest", "x.py::test_a"}))))
+    assert ran == [[str(slow)], ["x.py::test_a"]]
+
+
 def test_every_suite_is_there():
     assert all((process.ROOT / path).exists() for path in SUITES)
 
