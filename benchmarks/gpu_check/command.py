@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import json
 import os
@@ -90,26 +89,46 @@ def _run(given: argparse.Namespace, start: float) -> int:
     wanted = _failed_before(folder, chosen) if given.only_failed else None
     print(f"{name.replace('_', ' ')}: {', '.join(stage.name for stage in chosen)}; {given.budget:.0f} s", flush=True)
     with tempfile.TemporaryDirectory(prefix="wat-gpu-check-") as scratch:
+        if given.rehearse:
+            _build_emulator(Path(scratch))
+        else:
+            libraries.build_missing(folder, given.budget - (time.monotonic() - start))
+        about = _about(given)
+        begun: list[Stage] = []
         try:
-            if given.rehearse:
-                _build_emulator(Path(scratch))
-            else:
-                libraries.build_missing(folder, given.budget - (time.monotonic() - start))
-            about = _about(given)
             for stage in chosen:
                 if wanted is None or wanted.get(stage.name):
-                    left = given.budget - (time.monotonic() - start)
-                    _stage(stage, given, folder, Path(scratch), about, wanted, _REHEARSED if given.rehearse else left)
+                    left = _REHEARSED if given.rehearse else given.budget - (time.monotonic() - start)
+                    if left < _LEAST:
+                        print(f"{stage.name:10} not begun: the budget is used up", flush=True)
+                        continue
+                    _stage(stage, given, folder, Path(scratch), about, wanted, left)
+                begun.append(stage)
         finally:  # of an interrupted run, too
-            lines = summary.lines(folder, name, time.monotonic() - start)
-            print("\n".join(lines))
-            with contextlib.suppress(OSError):
-                (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-                print(f"all of it: {archive(given.results, name)}")
+            kept = _conclude(given.results, name, folder, time.monotonic() - start)
     if not given.rehearse:
         _qualify(folder)
-    records = [(stage, report.read(folder, stage.name)) for stage in chosen]
-    return 0 if all(record.clean or (stage.open_ended and not record.failed) for stage, record in records) else 1
+    if not kept:
+        return 2
+    return 0 if all(_is_right(stage, stage in begun, report.read(folder, stage.name)) for stage in chosen) else 1
+
+
+def _is_right(stage: Stage, begun: bool, record: report.Record) -> bool:
+    """Whether a stage leaves nothing to run again."""
+    return (begun and record.clean) or (stage.open_ended and not record.failed)
+
+
+def _conclude(results: Path, name: str, folder: Path, seconds: float) -> bool:
+    """Prints the summary and makes the archive. Returns whether that could be written."""
+    lines = summary.lines(folder, name, seconds)
+    print("\n".join(lines))
+    try:
+        (folder / "summary.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        print(f"all of it: {archive(results, name)}")
+    except OSError as error:
+        print(f"gpu_check: the archive is not written, {folder} has what was found: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _stage(
@@ -122,9 +141,6 @@ def _stage(
     left: float,
 ) -> None:
     """Runs it and prints one line."""
-    if left < _LEAST:
-        print(f"{stage.name:10} not begun: the budget is used up", flush=True)
-        return
     seconds = left if given.rehearse else min(stage.seconds, left)
     arguments = ["--results", str(given.results)]
     if given.rehearse:

@@ -30,7 +30,10 @@ from benchmarks.gpu_check.process import ROOT
 FOLDER = ROOT / "build/gpu_check"
 _KEPT = (".cubin", ".json", ".so")  # what a launch reads: the kernel, what is known of it, and Triton's launchers
 _PROCESSES = os.cpu_count() or 1
-_Item = tuple[str, bool, Callable[[], object]]  # (what, whether with every configuration, what launches it)
+_Item = tuple[
+    str, str, Callable[[], object]
+]  # (what, which of the configurations that suit: one of these, what launches it)
+FIRST, LAST, EVERY = "the first", "the last", "every one"
 
 
 def main() -> int:
@@ -147,20 +150,22 @@ def compile_part(part: int, deadline: float, only: str) -> None:
     from wat_kernels import triton_launch
 
     stub_driver()
-    for place, (what, all_configurations, run) in enumerate(items()):
+    for place, (what, which, run) in enumerate(items()):
         if place % _PROCESSES != part or only not in what:
             continue
         index, most = 0, 1
         while index < most and time.monotonic() < deadline:
             met: list[int] = []
 
-            def pick(kernel: str, suited: Sequence, index: int = index, met: list[int] = met) -> object:
+            def pick(
+                kernel: str, suited: Sequence, index: int = index, met: list[int] = met, which: str = which
+            ) -> object:
                 met.append(len(suited))
-                return suited[min(index, len(suited) - 1)]
+                return suited[-1] if which == LAST else suited[min(index, len(suited) - 1)]
 
             with triton_launch.choosing(pick):  # type: ignore[arg-type]
                 run()
-            most = max(met, default=1) if all_configurations else 1
+            most = max(met, default=1) if which == EVERY else 1
             index += 1
 
 
@@ -168,17 +173,18 @@ def items() -> Iterator[_Item]:
     """Every problem of the stages, in the order in which the stages are run."""
     from benchmarks.gpu_check import tuning
 
-    yield "facts: host time", False, _host_time
+    yield "facts: host time", FIRST, _host_time
     yield from _smoke()
-    yield "speed: L2", False, _from_l2
+    yield "speed: L2", FIRST, _from_l2
+    yield "sanitizer: small run", LAST, _small_run
     for shape, variants in _conv_shapes():
-        yield f"convolution {shape}", True, partial(_convolution, shape, variants)
+        yield f"convolution {shape}", EVERY, partial(_convolution, shape, variants)
     for shape in _linear_shapes():
         for noise in ("dropconnect", "multiplicative"):
-            yield f"linear {shape} {noise}", True, partial(_linear, shape, noise)
+            yield f"linear {shape} {noise}", EVERY, partial(_linear, shape, noise)
     for shape in tuning.SHAPES:
         for step, run in tuning.passes_of(shape, "cpu").items():
-            yield f"tuning {shape} {step}", True, run
+            yield f"tuning {shape} {step}", EVERY, run
 
 
 def _host_time() -> None:
@@ -192,9 +198,16 @@ def _smoke() -> Iterator[_Item]:
     from watnn.check.battery import probes
 
     for probe in probes("cpu", backends=("triton",)):
-        yield f"smoke: {probe.layer} {probe.dtype} {probe.what}", False, probe.run
+        yield f"smoke: {probe.layer} {probe.dtype} {probe.what}", FIRST, probe.run
         if probe.dtype == torch.float32 and probe.case.core and not probe.case.exact:  # as on a GPU
-            yield f"smoke: {probe.layer} TF32 {probe.what}", False, replace(probe, tf32=True).run
+            yield f"smoke: {probe.layer} TF32 {probe.what}", FIRST, replace(probe, tf32=True).run
+
+
+def _small_run() -> None:
+    from benchmarks.gpu_check.small_run import calls
+
+    for _ in calls("cpu"):
+        pass
 
 
 def _from_l2() -> None:

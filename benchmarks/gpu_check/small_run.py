@@ -27,18 +27,18 @@ def main() -> None:
         prepare("interpreter")
     device = "cpu" if rehearsal else "cuda"
     torch.manual_seed(0)
-    calls = 0
+    made = 0
     with triton_launch.choosing(lambda kernel, suited: suited[-1]):  # the smallest tiles: the most programs
-        for _ in _calls(device):
-            calls += 1
-            if rehearsal and calls == 6:
+        for _ in calls(device):
+            made += 1
+            if rehearsal and made == 6:
                 break
     if not rehearsal:
         torch.cuda.synchronize()
-    print(f"{calls} calls, forward and backward")
+    print(f"{made} calls, forward and backward")
 
 
-def _calls(device: str) -> Iterator[None]:
+def calls(device: str) -> Iterator[None]:
     """Makes one call, forward and backward, for each step of the iteration."""
     # rows that move taps, mix them, and leave all of them out
     maps = torch.stack([torch.eye(9).roll(1, 1), torch.randn(9, 9) * (torch.rand(9, 9) < 0.3), torch.zeros(9, 9)])

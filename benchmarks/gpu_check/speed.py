@@ -86,7 +86,7 @@ def _layer(
 
 
 def _time(run: Run, mode: str, place: Place) -> Timed:
-    reps = 2 if place.rehearsal else 20
+    reps = 2 if place.rehearsal else 8
     return time_once(run.modes[mode](), reps, place.device)
 
 

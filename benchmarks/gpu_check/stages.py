@@ -35,7 +35,7 @@ STAGES = (
     Stage("smoke", 60, "interpreter", "every kernel, dtype and kind of draw against the reference"),
     Stage("speed", 90, "interpreter", "ten layers against their baselines, eager and as graphs"),
     Stage("tests", 120, "interpreter", "the GPU's test suites"),
-    Stage("sanitizer", 90, "interpreter", "compute-sanitizer's memcheck and racecheck on small problems"),
+    Stage("sanitizer", 120, "interpreter", "compute-sanitizer's memcheck and racecheck on small problems"),
     Stage(
         "tuning", 90, "stub", "the time of every configuration of every Triton kernel, its registers and instructions"
     ),

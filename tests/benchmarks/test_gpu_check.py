@@ -132,6 +132,30 @@ def test_without_a_gpu_or_with_an_old_driver_it_is_one_line(monkeypatch, capsys,
     assert stopped.value.code == 2
 
 
+def test_an_archive_that_cannot_be_written_is_said(monkeypatch, capsys, tmp_path):
+    def full(results, name):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "archive", full)
+    (tmp_path / "check").mkdir()
+    assert not command._conclude(tmp_path, "A_GPU", tmp_path / "check", 1.0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the archive is not written" in line and "No space left on device" in line
+
+
+@pytest.mark.parametrize(
+    ("stage", "begun", "right", "good"),
+    [("smoke", True, True, True), ("smoke", True, False, False), ("smoke", False, True, False),
+     ("benchmark", False, True, True), ("benchmark", True, False, False)],
+)  # fmt: skip
+def test_only_the_benchmark_may_be_left_out_for_lack_of_time(tmp_path, stage, begun, right, good):
+    writer = Report(tmp_path, stage)
+    writer.plan(["a"])
+    writer.add("a", Finding("a", right, ""))
+    writer.end("a")
+    assert command._is_right(BY_NAME[stage], begun, report.read(tmp_path, stage)) is good
+
+
 def test_without_nvcc_a_missing_library_is_one_line(monkeypatch, capsys, tmp_path):
     from benchmarks.gpu_check import libraries
     from build_tools import cuda
