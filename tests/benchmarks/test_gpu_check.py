@@ -235,7 +235,7 @@ def test_tests_that_take_too_long_are_stopped_and_say_what_failed(tmp_path, monk
     monkeypatch.setattr(tests, "SUITES", (str(slow),))
     monkeypatch.setattr(tests, "_TO_STOP", 6.0)
     monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: None)  # in one process
-    place = Place(tmp_path, tmp_path, "cpu", False, 12.0)
+    place = Place(tmp_path, tmp_path, "cpu", False, 20.0)
     findings = [(one.what.split("/")[-1], one.passed) for one in tests.steps(place)[0].run()]
     assert findings == [("test_slow.py::test_a", False), (tests.UNFINISHED, False), ("pytest", False)]
     again = Place(tmp_path, tmp_path, "cpu", False, 0.0, frozenset({"pytest", tests.UNFINISHED, "x.py::test_a"}))
