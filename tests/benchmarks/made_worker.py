@@ -52,7 +52,7 @@ def main():
     try:
         fit = run_steps(steps, report, read(given.folder, given.stage).begun, given.seconds)
     except OSError as error:
-        print(error)
+        print(error, flush=True)
         os._exit(NO_ROOM)
     os._exit(0 if fit else UNFIT)
 

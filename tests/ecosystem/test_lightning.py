@@ -217,7 +217,10 @@ def test_errors(arguments, message):
 def test_a_missing_package_is_one_clear_line(package, monkeypatch):
     name = f"watnn.integrations.{package}"
     monkeypatch.delitem(sys.modules, name, raising=False)
-    for loaded in [module for module in sys.modules if module.split(".")[0] == package]:
+    for loaded in {
+        package,
+        *(module for module in sys.modules if module.split(".")[0] == package),
+    }:  # or not yet loaded
         monkeypatch.setitem(sys.modules, loaded, None)
     with pytest.raises(ImportError, match=f"^{name} needs the package {package}: pip install [^\\n]*$"):
         importlib.import_module(name)

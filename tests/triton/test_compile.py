@@ -8,7 +8,7 @@ import triton
 from triton.compiler import ASTSource
 
 from benchmarks.compile_report import CHIPS, cases, compile_case, problems
-from benchmarks.compile_report import _nvidia_resources as resources
+from benchmarks.compile_report import nvidia_resources as resources
 from wat_kernels.triton_noise import BLOCK, noise_kernel
 
 pytestmark = pytest.mark.cpu_only
