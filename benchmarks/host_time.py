@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 _ROUNDS = 15
+_PROGRAMS = 2 * 132  # of a reduction that is cut, as triton_launch.programs_wanted has it for an H100 or H200
 
 
 class HostTime(NamedTuple):
@@ -56,7 +57,11 @@ def measure(calls: int) -> Iterator[HostTime]:
 
 @cache
 def stub_driver() -> None:
-    """Once a process: makes Triton compile for an H100, load into nothing and launch nothing, and lets its kernels be given CPU tensors."""
+    """Once a process: makes Triton compile for an H100, load into nothing and launch nothing, and lets its kernels be given CPU tensors.
+
+    Launches are planned for its multiprocessors, too: whether a weight gradient is cut decides which scratch its kernel is
+    given, and so what is compiled.
+    """
     import triton
 
     folder = Path(tempfile.mkdtemp())
@@ -89,6 +94,7 @@ def stub_driver() -> None:
         implement(name, "triton", backend._fwd, "CPU")
         implement(f"{name}_bwd", "triton", backend._bwd, "CPU")
         backend.refusal = lambda call: ""  # of tensors on the CPU
+        backend.programs_wanted = lambda device: _PROGRAMS
         assert op.BACKENDS["triton"] is backend
 
 

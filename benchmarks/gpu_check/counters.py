@@ -44,18 +44,31 @@ KERNELS = (
 # ncu's own sets of metrics, which it has for every chip
 _SECTIONS = ("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "SchedulerStats", "WarpStateStats",
              "Occupancy", "LaunchStats")  # fmt: skip
-# what the summary says: the first metric whose name matches
+# Asked for by name besides: sections differ between versions of ncu. On a 9.0 GPU instructions that are executed say little
+# of the tensor pipe, since one of a warp group keeps it busy for many cycles; cycles in which it is active do.
+_METRICS = (
+    "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_active",
+    "smsp__issue_active.avg.pct_of_peak_sustained_active",
+)
+# what the summary says: the metric that matches the first pattern that any matches
 _TOLD = {
-    "us": r"gpu__time_duration\.sum$",
-    "tensor %": r"sm__(inst_executed_)?pipe_tensor.*pct_of_peak_sustained_active$",
-    "L2 %": r"lts__throughput.*pct_of_peak_sustained_elapsed$",
-    "L2 hits %": r"lts__t_sector_hit_rate\.pct$",
-    "DRAM %": r"(gpu__)?dram__?throughput.*pct_of_peak_sustained_elapsed$",
-    "issue %": r"smsp?__(inst_issued|issue_active|inst_executed)\.avg\.pct",
-    "occupancy %": r"sm__warps_active\.avg\.pct_of_peak_sustained_active$",
-    "registers": r"launch__registers_per_thread$",
+    "us": (r"gpu__time_duration\.sum$",),
+    "tensor %": (
+        r"sm__pipe_tensor_cycles_active(_v2)?\.avg\.pct_of_peak_sustained_active$",
+        r"sm__pipe_tensor_op_hmma_cycles_active(_v2)?\.avg\.pct_of_peak_sustained_active$",
+    ),
+    "L2 %": (r"lts__throughput\.avg\.pct_of_peak_sustained_elapsed$",),
+    "L2 hits %": (r"lts__t_sector_hit_rate\.pct$",),
+    "DRAM %": (r"(gpu__dram|dram_)_throughput\.avg\.pct_of_peak_sustained_elapsed$",),
+    "issue %": (
+        r"smsp__issue_active\.avg\.pct_of_peak_sustained_active$",
+        r"sm__inst_issued\.avg\.pct_of_peak_sustained_active$",
+    ),
+    "occupancy %": (r"sm__warps_active\.avg\.pct_of_peak_sustained_active$",),
+    "registers": (r"launch__registers_per_thread$",),
 }
 _STALL = re.compile(r"smsp__average_warps?_(?:latency_)?issue_stalled_(\w+?)(?:_per_issue_active)?\.ratio$")
+_NO_STALL = ("selected",)  # the warp that issues
 _WARM_UPS = 3
 _STAND_IN = Path(__file__).parent / "stand_ins" / "ncu"
 _PLACES = ("/opt/nvidia/nsight-compute/*/ncu",)
@@ -82,16 +95,11 @@ def _counted(place: Place, kernel: Kernel) -> Iterator[Finding]:
         yield Finding(kernel.name, False, f"ncu is not in PATH, CUDA_HOME/bin, or {', '.join(_PLACES)}")
         return
     log = place.folder / f"ncu, {kernel.name}.log".replace(" ", "_").replace(",", "")
-    sections = [part for section in _SECTIONS for part in ("--section", section)]
-    run = [sys.executable, "-m", "benchmarks.gpu_check.counters", "--kernel", kernel.name]
-    command = [
-        str(program), "--clock-control", "none", "--csv", "--page", "raw", "--kernel-name", f"regex:{kernel.function}",
-        "--launch-skip", str(_WARM_UPS), "--launch-count", "1", *sections, *run,
-        *(["--rehearse"] if place.rehearsal else []),
-    ]  # fmt: skip
-    with log.open("w") as file:
-        status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
-    metrics = metrics_of(log.read_text(errors="replace"))
+    asked = ["--metrics", ",".join(_METRICS)]
+    status, metrics = _watched(program, kernel, asked, log, place.rehearsal)
+    names = [metric.partition(".")[0] for metric in _METRICS]
+    if not metrics and any(name in log.read_text(errors="replace") for name in names):  # one is unknown to this ncu
+        status, metrics = _watched(program, kernel, [], log, place.rehearsal)
     if status or not metrics:
         yield Finding(kernel.name, False, f"ncu ended with {status} and {len(metrics)} metrics: {_complaint(log)}")
         return
@@ -100,6 +108,22 @@ def _counted(place: Place, kernel: Kernel) -> Iterator[Finding]:
     text = ", ".join(f"{name} {value:.4g}" for name, value in told.items()) + f"; stalls, cycles: {waits}"
     yield Finding(kernel.name, None, text, {**told, **{f"stall {name}": value for name, value in stalls.items()}})
     yield Finding(f"{kernel.name}: all metrics", None, f"{len(metrics)}", metrics)
+
+
+def _watched(
+    program: Path, kernel: Kernel, asked: Sequence[str], log: Path, rehearsal: bool
+) -> tuple[int, dict[str, float]]:
+    """(exit status of ncu, its metrics). asked: options that ask for metrics besides those of the sections"""
+    sections = [part for section in _SECTIONS for part in ("--section", section)]
+    run = [sys.executable, "-m", "benchmarks.gpu_check.counters", "--kernel", kernel.name]
+    command = [
+        str(program), "--clock-control", "none", "--csv", "--page", "raw", "--kernel-name", f"regex:{kernel.function}",
+        "--launch-skip", str(_WARM_UPS), "--launch-count", "1", *sections, *asked, *run,
+        *(["--rehearse"] if rehearsal else []),
+    ]  # fmt: skip
+    with log.open("w") as file:
+        status = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT).returncode
+    return status, metrics_of(log.read_text(errors="replace"))
 
 
 def metrics_of(text: str) -> dict[str, float]:
@@ -125,16 +149,17 @@ def metrics_of(text: str) -> dict[str, float]:
 
 def told_of(metrics: Mapping[str, float]) -> dict[str, float]:
     found = {}
-    for name, pattern in _TOLD.items():
-        match = next((value for metric, value in metrics.items() if re.match(pattern, metric)), None)
-        if match is not None:
-            found[name] = match
+    for name, patterns in _TOLD.items():
+        matching = (value for pattern in patterns for metric, value in metrics.items() if re.match(pattern, metric))
+        if (first := next(matching, None)) is not None:
+            found[name] = first
     return found
 
 
 def stalls_of(metrics: Mapping[str, float]) -> dict[str, float]:
     """Why warps wait, in cycles for each instruction issued, the longest first."""
-    found = {match[1]: value for name, value in metrics.items() if (match := _STALL.match(name))}
+    matches = ((_STALL.match(name), value) for name, value in metrics.items())
+    found = {match[1]: value for match, value in matches if match and match[1] not in _NO_STALL}
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -119,13 +120,28 @@ def unpacked_cache(folder: Path = FOLDER) -> Path | None:
             if others := [path.name for path in folder.glob("sm_90-*.tar.xz")]:
                 print(f"gpu_check: {others[0]} is not for these kernels; wanted is {archive.name}", file=sys.stderr)
             return None
-        with tarfile.open(archive) as file:
-            file.extractall(target, filter="data")
-        for group in target.glob("*/__grp__*.json"):  # they name their files by where these were
-            paths = json.loads(group.read_text())["child_paths"]
-            here = {child: str(group.parent / child) for child in paths if (group.parent / child).exists()}
-            group.write_text(json.dumps({"child_paths": here}))
+        try:
+            _unpack(archive, target)
+        except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
+            print(
+                f"gpu_check: {archive.name} cannot be unpacked, its kernels are compiled anew: {error}", file=sys.stderr
+            )
+            return None
     return target
+
+
+def _unpack(archive: Path, target: Path) -> None:
+    part = target.with_name(f"{target.name}.part{os.getpid()}")  # what is interrupted is not taken for the whole
+    try:
+        with tarfile.open(archive) as file:
+            file.extractall(part, filter="data")
+        for group in part.glob("*/__grp__*.json"):  # they name their files by where these were
+            paths, home = json.loads(group.read_text())["child_paths"], target / group.parent.name
+            here = {child: str(home / child) for child in paths if (group.parent / child).exists()}
+            group.write_text(json.dumps({"child_paths": here}))
+        part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def install_counter() -> Callable[[], tuple[int, int]]:
@@ -176,6 +192,7 @@ def items() -> Iterator[_Item]:
     yield "facts: host time", FIRST, _host_time
     yield from _smoke()
     yield "speed: L2", FIRST, _from_l2
+    yield "speed: noise", FIRST, _noise
     yield "sanitizer: small run", LAST, _small_run
     for shape, variants in _conv_shapes():
         yield f"convolution {shape}", EVERY, partial(_convolution, shape, variants)
@@ -214,6 +231,18 @@ def _from_l2() -> None:
     from benchmarks.gpu_check.l2_kernel import BLOCK, read_all
 
     read_all[(4,)](torch.ones(2 * BLOCK), torch.ones(4), 2, 4, BLOCK)
+
+
+def _noise() -> None:
+    """What `library` and `reference` launch for a linear layer. Of all sizes there: what is compiled is the same for them."""
+    from watnn.bench.suites.linear import NOISES
+
+    from wat_kernels import triton_noise
+
+    key, weight = torch.tensor(0), torch.zeros(1024, 1024, dtype=torch.bfloat16)
+    for noise in NOISES.values():
+        triton_noise.multiply(weight, torch.empty_like(weight), key, 0, noise.code, noise.amount)
+        triton_noise.draw(key, 1, weight.numel(), noise.code, noise.amount)
 
 
 def _conv_shapes() -> Iterator[tuple]:

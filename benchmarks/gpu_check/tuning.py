@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import triton
+from triton.runtime.errors import TritonError
 from watnn.bench import convolution
 from watnn.bench.shapes import Shape
 from watnn.bench.suites.linear import Shape as LinearShape
 from watnn.bench.suites.linear import work as linear_work
-from watnn.bench.timing import time_once
+from watnn.bench.timing import Timed, time_once
 
 from benchmarks.compile_report import nvidia_resources
 from benchmarks.gpu_check.passes import conv2d_passes, linear_passes
 from benchmarks.gpu_check.place import Place
-from benchmarks.gpu_check.report import Finding, Step
+from benchmarks.gpu_check.report import Finding, Step, first_line
 from benchmarks.gpu_check.sass import counts, disassembled
 from wat_kernels import Noise, TapTable, triton_launch
 
@@ -65,7 +67,10 @@ def _pass(place: Place, shape: Shape | LinearShape, name: str) -> Iterator[Findi
     what = f"{_kind(shape)} {shape}: {name}"
     times: dict[str, float] = {}
     kernels: dict[str, bytes] = {}
-    for config, numbers, cubin in configurations(run, place):
+    for config, numbers, cubin, refused in configurations(run, place):
+        if refused:  # the other ones still say something
+            yield Finding(f"{what}: {config}", False, refused)
+            continue
         times[config], kernels[config] = float(numbers["kernel_us"]), cubin
         numbers["tflops"] = flops / times[config] / 1e6  # of all taps, though a draw leaves some out
         text = f"{times[config]:.1f} us, {numbers['registers']} registers, {numbers['stack']} bytes of stack"
@@ -77,6 +82,8 @@ def _pass(place: Place, shape: Shape | LinearShape, name: str) -> Iterator[Findi
             yield Finding(
                 f"{what}: instructions of {config}", None, text, {**instructions, "pass": what, "config": config}
             )
+    if not times:
+        return
     best, first = min(times, key=times.__getitem__), next(iter(times))
     ratio = times[first] / times[best]
     text = f"best {best}, {times[best]:.1f} us; the first one that suits takes {ratio:.2f} times that"
@@ -85,13 +92,17 @@ def _pass(place: Place, shape: Shape | LinearShape, name: str) -> Iterator[Findi
     )
 
 
-def configurations(
-    run: Callable[[], object], place: Place
-) -> Iterator[tuple[str, dict[str, float | int | str], bytes]]:
-    """(configuration, time and resources, the compiled kernel) of each that suits, the first one first.
+class Measured(NamedTuple):
+    """A configuration: its time and resources and the compiled kernel, or why Triton cannot compile or load it."""
 
-    run: a pass, which plans one kernel
-    """
+    config: str
+    numbers: dict[str, float | int | str]
+    cubin: bytes
+    refused: str
+
+
+def configurations(run: Callable[[], object], place: Place) -> Iterator[Measured]:
+    """Each that suits, the first one first. run: a pass, which plans one kernel"""
     index, suited = 0, 1
     most = 2 if place.rehearsal else 1 << 30
     while index < min(suited, most):
@@ -102,18 +113,26 @@ def configurations(
             return suits[min(index, len(suits) - 1)]
 
         with triton_launch.choosing(pick) as planned:
-            run()
-            timed = time_once(run, 2 if place.rehearsal else _REPS, place.device)
-            (plan,) = planned
-            cubin = plan.compiled.asm["cubin"]
-        registers, stack = nvidia_resources(cubin)
+            try:
+                run()
+                timed = time_once(run, 2 if place.rehearsal else _REPS, place.device)
+                (plan,) = planned
+                found = _measured(plan, timed)
+            except TritonError as error:
+                found = Measured(describe(met[0][index]), {}, b"", f"{type(error).__name__}: {first_line(error)}")
+        yield found
         suited = len(met[0])
-        numbers: dict[str, float | int | str] = {
-            "kernel": plan.name, "kernel_us": 1e6 * timed.seconds, "how": timed.how, "registers": registers,
-            "stack": stack, "shared": plan.compiled.metadata.shared,
-        }  # fmt: skip
-        yield describe(plan.config), numbers, cubin
         index += 1
+
+
+def _measured(plan: triton_launch.Planned, timed: Timed) -> Measured:
+    cubin = plan.compiled.asm["cubin"]
+    registers, stack = nvidia_resources(cubin)
+    numbers: dict[str, float | int | str] = {
+        "kernel": plan.name, "kernel_us": 1e6 * timed.seconds, "how": timed.how, "registers": registers,
+        "stack": stack, "shared": plan.compiled.metadata.shared,
+    }  # fmt: skip
+    return Measured(describe(plan.config), numbers, cubin, "")
 
 
 def describe(config: triton.Config) -> str:
