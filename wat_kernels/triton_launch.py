@@ -91,6 +91,22 @@ def forget_plans() -> None:
         found.clear()
 
 
+_kernels: list[Any] = []  # of every Tuned, in the order in which this package imports them
+
+
+@cache
+def settle_cache_keys() -> None:
+    """Once a process, before anything is compiled: the keys by which kernels are found in Triton's cache on disk.
+
+    Triton (3.6, 3.7) puts a constant that a called function reads into the caller's key only where that function got its
+    own key earlier. So the keys depend on which kernel comes first, and another process, which begins with another one,
+    would compile anew what is there. In one order they are always the same.
+    """
+    if not INTERPRETED:
+        for kernel in _kernels:
+            kernel.cache_key  # noqa: B018  # a property, kept from then on
+
+
 class _Tuner(Autotuner):
     """Triton's tuner, whose results on disk are told apart by the name of the GPU, too: H100 and H200 are one target."""
 
@@ -128,6 +144,7 @@ class Tuned:
     ):
         self.kernel, self.configs = kernel, list(configs)
         self._problem, self._fits, self._typical = tuple(problem), fits, typical
+        _kernels.append(kernel)
         prune = {"early_config_prune": lambda configs, arguments, **_: self._suited(arguments)}
         self._tuner = _Tuner(kernel, kernel.arg_names, self.configs, list(problem), None, None,
                              prune_configs_by=prune, cache_results=True)  # fmt: skip
@@ -152,6 +169,7 @@ class Tuned:
         numbers:  what the kernel takes after them and the noise's two, and a configuration does not set
         programs: what a configuration sets -> the number of programs
         """
+        settle_cache_keys()
         arguments = (*tensors, 0.0, 0, *numbers)
         config = self._choose(programs, arguments)
         tail = [config.kwargs[name] for name in self.kernel.arg_names[len(arguments) :]]

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from wat_kernels import triton_philox
-from wat_kernels.triton_launch import INTERPRETED, is_wide, noise_numbers
+from wat_kernels.triton_launch import INTERPRETED, is_wide, noise_numbers, settle_cache_keys
 
 __all__ = ["INTERPRETED", "draw", "multiply", "noise_kernel"]
 
@@ -87,6 +87,7 @@ def _launch(
     amount: float,
     multiply: bool,
 ) -> None:
+    settle_cache_keys()
     other = out.device.type == "cuda" and out.device.index != torch.cuda.current_device()
     with torch.cuda.device(out.device) if other else contextlib.nullcontext():  # Triton takes the current one
         noise_kernel[(shadows * triton.cdiv(elements, BLOCK),)](

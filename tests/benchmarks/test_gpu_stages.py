@@ -214,6 +214,41 @@ def test_the_stub_plans_a_weight_gradient_as_an_h100_does():
     assert scratch == ["True", "True"]
 
 
+KEYS = """
+import sys
+from benchmarks.host_time import stub_driver
+stub_driver()
+from benchmarks.gpu_check import precompile, tuning
+from wat_kernels import triton_launch, triton_noise
+
+class Noise:  # in the place of the kernel: is launched, compiles nothing
+    def __getitem__(self, programs):
+        return lambda *arguments: print("noise", noise_kernel.cache_key)
+
+noise_kernel, triton_noise.noise_kernel = triton_noise.noise_kernel, Noise()
+triton_launch.Planned.__call__ = lambda self, tensors, amounts: print(self.name, self._kernel.cache_key)
+passes = {"noise": precompile._noise}
+for shape in tuning._TINY:
+    passes |= {type(shape).__module__ + " " + name: run for name, run in tuning.passes_of(shape, "cpu").items()}
+names = sorted(passes)
+names = names[int(sys.argv[1]):] + names[:int(sys.argv[1])]
+with triton_launch.choosing(lambda kernel, suited: suited[0]):
+    for name in names:
+        passes[name]()
+"""
+
+
+def test_a_kernel_is_found_in_the_cache_whatever_was_launched_first():
+    pytest.importorskip("triton")
+    keys = []
+    for first in (0, 2, 6):  # a pass of a convolution, the noise or a linear layer is the first
+        done = run("-c", KEYS, str(first))
+        assert done.returncode == 0, done.stderr
+        keys.append(dict(line.split() for line in done.stdout.splitlines()))
+    assert len(keys[0]) == 7 and len(set(keys[0].values())) == 7
+    assert keys[0] == keys[1] == keys[2]
+
+
 REFUSED = """
 import sys
 from pathlib import Path
