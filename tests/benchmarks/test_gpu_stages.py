@@ -5,8 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from benchmarks.gpu_check import counters, libraries, sanitizer, sass
+from benchmarks.gpu_check import counters, libraries, sanitizer, sass, small_run
 from benchmarks.gpu_check.place import Place
 from benchmarks.gpu_check.process import ROOT
 
@@ -94,6 +95,17 @@ def test_without_ncu_or_sanitizer_a_step_says_where_it_was_looked_for(monkeypatc
     for stage, tool in ((counters, "ncu"), (sanitizer, "compute-sanitizer")):
         (finding,) = stage.steps(place)[0].run()
         assert finding.passed is False and tool in finding.text and "CUDA_HOME/bin" in finding.text
+
+
+def test_the_small_run_is_the_same_whatever_the_seed(monkeypatch):
+    """How many taps a row mixes is compiled into a kernel."""
+    made = []
+    monkeypatch.setattr(small_run, "TapTable", lambda maps, probabilities: made.append(maps) or {}["stop"])
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        with pytest.raises(KeyError, match="stop"):
+            next(small_run.calls("cpu"))
+    assert torch.equal(*made) and 0 < made[0][1].count_nonzero() < 81
 
 
 @pytest.mark.parametrize(
