@@ -27,6 +27,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu_check.process import ROOT
+from benchmarks.gpu_check.report import first_line
 
 FOLDER = ROOT / "build/gpu_check"
 _KEPT = (".cubin", ".json", ".so")  # what a launch reads: the kernel, what is known of it, and Triton's launchers
@@ -161,11 +162,18 @@ def install_counter() -> Callable[[], tuple[int, int]]:
 
 
 def compile_part(part: int, deadline: float, only: str) -> None:
-    """Launches every _PROCESSES-th problem, with one configuration after the other."""
+    """Launches every _PROCESSES-th problem, with one configuration after the other.
+
+    A configuration that Triton cannot compile, and how many problems there was no time for, are said on stderr: the GPU's
+    machine will meet them as it would without a cache.
+    """
+    from triton.runtime.errors import TritonError
+
     from benchmarks.host_time import stub_driver
     from wat_kernels import triton_launch
 
     stub_driver()
+    missed = 0
     for place, (what, which, run) in enumerate(items()):
         if place % _PROCESSES != part or only not in what:
             continue
@@ -179,10 +187,19 @@ def compile_part(part: int, deadline: float, only: str) -> None:
                 met.append(len(suited))
                 return suited[-1] if which == LAST else suited[min(index, len(suited) - 1)]
 
-            with triton_launch.choosing(pick):  # type: ignore[arg-type]
-                run()
+            try:
+                with triton_launch.choosing(pick):  # type: ignore[arg-type]
+                    run()
+            except (TritonError, RuntimeError) as error:  # the latter where a pass of the compiler fails
+                print(
+                    f"precompile: {what}, configuration {index}: {type(error).__name__}: {first_line(error)}",
+                    file=sys.stderr,
+                )
             most = max(met, default=1) if which == EVERY else 1
             index += 1
+        missed += index < most
+    if missed:
+        print(f"precompile: no time was left for {missed} problems or some of their configurations", file=sys.stderr)
 
 
 def items() -> Iterator[_Item]:

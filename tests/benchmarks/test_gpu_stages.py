@@ -201,6 +201,40 @@ def test_a_cache_that_was_cut_off_is_said_and_not_taken(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == [archive.name, "work"]
 
 
+FAILS = """
+import sys, time
+from functools import partial
+from triton.runtime.errors import PTXASError
+from benchmarks.gpu_check import precompile
+
+def fails():
+    raise PTXASError("cannot be assembled\\nmore of it")
+
+seconds = float(sys.argv[1])
+precompile._PROCESSES = 1
+precompile.items = lambda: iter([("a", precompile.FIRST, fails), ("b", precompile.FIRST, partial(print, "b is run"))])
+precompile.compile_part(0, time.monotonic() + seconds, "")
+"""
+
+
+def test_a_kernel_that_cannot_be_compiled_costs_no_other():
+    pytest.importorskip("triton")
+    done = run("-c", FAILS, "600")
+    assert done.returncode == 0 and done.stdout == "b is run\n"
+    assert [line for line in done.stderr.splitlines() if line.startswith("precompile: ")] == [
+        "precompile: a, configuration 0: PTXASError: PTXAS error: cannot be assembled"
+    ]
+
+
+def test_problems_that_there_was_no_time_for_are_counted():
+    pytest.importorskip("triton")
+    done = run("-c", FAILS, "-1")
+    assert done.returncode == 0 and done.stdout == ""
+    assert done.stderr.splitlines()[-1] == (
+        "precompile: no time was left for 2 problems or some of their configurations"
+    )
+
+
 PLANNED = """
 from benchmarks.host_time import stub_driver
 stub_driver()
