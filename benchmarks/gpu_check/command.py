@@ -154,7 +154,8 @@ def _stage(
         names.write_text(json.dumps(wanted[stage.name]))
         arguments += ["--wanted", str(names)]
     report.Report(folder, stage.name).about(about)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "python")])}
+    paths = [str(ROOT), str(ROOT / "python"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     if given.commit:
         environment["WAT_COMMIT"] = given.commit
     if given.rehearse:

@@ -17,7 +17,7 @@ from benchmarks.gpu_check.report import Finding, Step
 from tests.gpu.suites import SUITES
 
 UNFINISHED = "all tests"  # the finding of a run that did not come to its end, so that `--only-failed` runs all of them
-_PROCESSES = 6
+_PROCESSES = max(2, min(12, (os.cpu_count() or 2) - 4))  # what takes the time is compiling
 _TO_STOP = 12.0  # seconds that pytest and its processes have to stop and to say what failed
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+?::.*?|\S+)(?: - (.*))?$")
 _COUNTS = re.compile(r"(\d+) (passed|failed|skipped|deselected|errors?|xfailed)")
