@@ -34,7 +34,7 @@ STAGES = (
     Stage("facts", 15, "stub", "versions, rates of the machine, host time of small layers"),
     Stage("smoke", 60, "interpreter", "every kernel, dtype and kind of draw against the reference"),
     Stage("speed", 90, "interpreter", "ten layers against their baselines, eager and as graphs"),
-    Stage("tests", 120, "interpreter", "the GPU's test suites"),
+    Stage("tests", 200, "interpreter", "the GPU's test suites"),
     Stage("sanitizer", 120, "interpreter", "compute-sanitizer's memcheck and racecheck on small problems"),
     Stage(
         "tuning", 90, "stub", "the time of every configuration of every Triton kernel, its registers and instructions"

@@ -214,36 +214,36 @@ def test_the_summary_names_failures_first_and_never_is_longer_than_80_lines(tmp_
     )
 
 
-def test_failures_of_pytest_are_findings_by_name():
-    lines = [
-        "....F",
-        "FAILED tests/gpu/test_values.py::test_a[float32-8 x 8] - AssertionError: Tensor-likes are not close!",
-        "ERROR tests/gpu/test_graphs.py - ImportError: cannot import name",
-        "FAILED tests/ops/test_x.py::test_b",
-        "2 failed, 3 passed in 1.00s",
-    ]
-    assert [(one.what, one.text) for one in tests.failures(lines)] == [
-        ("tests/gpu/test_values.py::test_a[float32-8 x 8]", "AssertionError: Tensor-likes are not close!"),
-        ("tests/gpu/test_graphs.py", "ImportError: cannot import name"),
-        ("tests/ops/test_x.py::test_b", "failed"),
-    ]
-
-
-def test_tests_that_take_too_long_are_stopped_and_say_what_failed(tmp_path, monkeypatch):
-    slow = tmp_path / "test_slow.py"
-    slow.write_text("import time\ndef test_a(): assert 1 == 2\ndef test_b(): time.sleep(60)\n")
-    monkeypatch.setattr(tests, "SUITES", (str(slow),))
-    monkeypatch.setattr(tests, "_TO_STOP", 6.0)
+def test_tests_that_fail_are_findings_at_once_and_those_that_take_too_long_are_stopped(tmp_path, monkeypatch):
+    slow, broken = tmp_path / "test_slow.py", tmp_path / "test_broken.py"
+    slow.write_text("import time\ndef test_a(): assert 1 == 2, 'not so'\ndef test_b(): pass\ndef test_c(): time.sleep(60)\n")
+    broken.write_text("import nothing_of_this_name\n")
+    monkeypatch.setattr(tests, "SUITES", (str(slow), str(broken)))
     monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: None)  # in one process
-    place = Place(tmp_path, tmp_path, "cpu", False, 20.0)
-    findings = [(one.what.split("/")[-1], one.passed) for one in tests.steps(place)[0].run()]
-    assert findings == [("test_slow.py::test_a", False), (tests.UNFINISHED, False), ("pytest", False)]
-    again = Place(tmp_path, tmp_path, "cpu", False, 0.0, frozenset({"pytest", tests.UNFINISHED, "x.py::test_a"}))
-    ran = []
-    monkeypatch.setattr(tests, "_run", lambda place, what, arguments: ran.append(list(arguments)) or iter(()))
-    list(tests._pytest(again))
-    list(tests._pytest(Place(tmp_path, tmp_path, "cpu", False, 0.0, frozenset({"pytest", "x.py::test_a"}))))
-    assert ran == [[str(slow)], ["x.py::test_a"]]
+    place = Place(tmp_path, tmp_path, "cpu", False, 25.0)
+    findings = list(tests.steps(place)[0].run())
+    found = {one.what.split("/")[-1]: (one.passed, one.text) for one in findings}
+    assert found["test_broken.py"] == (False, "ImportError while importing test module '" + str(broken) + "'.")
+    assert found["test_slow.py::test_a"][0] is False and "not so" in found["test_slow.py::test_a"][1]
+    assert found[tests.UNFINISHED][0] is False
+    assert found["pytest"][0] is False and found["pytest"][1].startswith("2 failed, 1 passed")
+
+
+def test_only_what_did_not_pass_is_run_again(tmp_path, monkeypatch):
+    suite = tmp_path / "test_three.py"
+    suite.write_text("def test_a(): assert False\ndef test_b(): pass\ndef test_c(): pass\n")
+    monkeypatch.setattr(tests, "SUITES", (str(suite),))
+    monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: None)
+
+    def ran(*wanted):
+        place = Place(tmp_path, tmp_path, "cpu", False, 60.0, frozenset(wanted) if wanted else None)
+        failed, whole, *_ = tests._pytest(place)
+        return failed.what.split("/")[-1], whole.text
+
+    assert ran() == ("test_three.py::test_a", "1 failed, 2 passed (exit status 1)")
+    assert ran("pytest", tests.UNFINISHED, "x.py::test_a") == ("test_three.py::test_a", "1 failed (exit status 1)")
+    suite.write_text("def test_a(): assert False\ndef test_b(): assert False\n")
+    assert ran("pytest", f"{suite}::test_b") == ("test_three.py::test_b", "1 failed (exit status 1)")
 
 
 def test_every_suite_is_there():

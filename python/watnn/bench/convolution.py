@@ -14,7 +14,7 @@ from watnn.bench import official, pipeline
 from watnn.bench.case import Contender, Options, Run, Work, layer_modes
 from watnn.bench.memory import saved_bytes
 from watnn.bench.shapes import Shape, Tensors
-from watnn.bench.verify import check_layer
+from watnn.bench.verify import along_output, check_layer
 from watnn.transforms import GridTransform, Identity, RandomAffine, RandomResizedCrop
 
 TRANSFORMS: dict[str, GridTransform] = {
@@ -84,16 +84,15 @@ def _layer_run(shape: Shape, tensors: Tensors, table: TapTable, probability: flo
     def forward() -> Tensor:  # with the key that a layer draws; the table has one row, so the key decides nothing
         return call(*tensors.leaves, draw_key(tensors.x.device), backend)
 
+    def reference(*leaves: Tensor) -> Tensor:
+        return call(*leaves, 0, "reference")
+
+    def check() -> None:
+        dy = along_output(reference, tensors.leaves)
+        check_layer(lambda *leaves: call(*leaves, 0, backend), reference, tensors.leaves, dy)
+
     return Run(
-        layer_modes(forward, tensors.leaves, tensors.dy),
-        probability,
-        lambda: check_layer(
-            lambda *leaves: call(*leaves, 0, backend),
-            lambda *leaves: call(*leaves, 0, "reference"),
-            tensors.leaves,
-            tensors.dy,
-        ),
-        lambda: saved_bytes(forward, tensors.leaves),
+        layer_modes(forward, tensors.leaves, tensors.dy), probability, check, lambda: saved_bytes(forward, tensors.leaves)
     )
 
 

@@ -15,7 +15,7 @@ from watnn.bench import official
 from watnn.bench.case import Contender, Run, Work, layer_modes
 from watnn.bench.memory import saved_bytes
 from watnn.bench.shapes import Shape, Tensors
-from watnn.bench.verify import check_layer
+from watnn.bench.verify import along_output, check_layer
 from watnn.transforms import functional
 
 VARIANTS = ("translate", "resized_crop")  # that there is a pipeline of
@@ -67,10 +67,14 @@ def _run(shape: Shape, tensors: Tensors, convolve: Callable[..., Tensor], draw: 
             backend="reference",
         )  # fmt: skip
 
+    def check() -> None:
+        dy = along_output(reference, tensors.leaves)
+        check_layer(lambda *leaves: convolve(*leaves, draw.fixed), reference, tensors.leaves, dy)
+
     return Run(
         layer_modes(forward, tensors.leaves, tensors.dy, compiled),
         draw.probability,
-        lambda: check_layer(lambda *leaves: convolve(*leaves, draw.fixed), reference, tensors.leaves, tensors.dy),
+        check,
         lambda: saved_bytes(forward, tensors.leaves),
     )
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from wat_kernels.tolerances import TOLERANCES
 
 
+_GAIN_GRADIENT = 1000.0  # what it comes to along the output: within reach of fp16
+
+
 class WrongResult(Exception):
     """A result that is not what the reference gives; its text says which and by how much."""
 
@@ -34,6 +37,19 @@ def check_layer(
     names = ["the output", *(f"gradient {index}" for index in range(len(leaves)))]
     for name, one, other in zip(names, got, expected, strict=True):
         _compare(name, one.detach(), other.detach(), dtype)
+
+
+def along_output(reference: Callable[..., Tensor], leaves: Sequence[Tensor]) -> Tensor:
+    """A dy in the direction of the output, of the leaves' dtype.
+
+    With it the gradient of a gain that all channels share is a sum of squares. With a random one it is a small difference
+    of large sums, and in half precision nothing but their rounding errors may be left of it.
+    """
+    dtype = leaves[0].dtype
+    compute = torch.promote_types(dtype, torch.float32)
+    with torch.no_grad():
+        y = reference(*(leaf.detach().to(compute) for leaf in leaves))
+    return (y * (_GAIN_GRADIENT / y.double().square().sum())).to(dtype)
 
 
 def _compare(name: str, got: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
