@@ -23,6 +23,29 @@ def dot(a, b, accumulator, PRECISION: tl.constexpr):
     return tl.dot(a, b, accumulator, input_precision=PRECISION)
 
 
+# Steps of a running fp32 sum after which it is added to the whole with what rounding loses kept (`add_compensated`). In
+# fp32 alone: in half precision the result is rounded far more coarsely, and matrix units add up exactly enough.
+CHAIN = tl.constexpr(32)
+
+
+@triton.jit
+def add_compensated(total, lost, part):
+    """(total + part, what rounding has lost so far): Kahan's sum (CACM 8, 1965). lost: 0 at first"""
+    part -= lost
+    new = total + part
+    return new, (new - total) - part
+
+
+@triton.jit
+def sum_of_products(a, b):
+    """The sums of a * b over the last of two axes, of fp32.
+
+    The products are rounded before any is added. The compiler would fuse a thread's product with its neighbour's and so
+    give each of them another sum, of which chance kept one.
+    """
+    return tl.sum(tl.fma(a, b, tl.zeros_like(a)), 1)
+
+
 @triton.jit
 def tile_of(pid, tiles_m, tiles_n, GROUP_M: tl.constexpr):
     """(tile_m, tile_n): GROUP_M row tiles share a column tile before the next one comes, so that L2 serves both."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,11 @@ class Layer(NamedTuple):
 
     name: str
     passes: Mapping[str, Callable[[], object]]
+
+    @property
+    def arguments(self) -> tuple:
+        """Those of the forward pass: x, weight, bias, gain, and what is drawn."""
+        return self.passes["forward"].args  # type: ignore[attr-defined]
 
 
 def layers() -> Iterator[Layer]:
@@ -105,7 +111,7 @@ def _passes(
 ) -> dict[str, Callable[[], object]]:
     forward, backward = (getattr(getattr(torch.ops.wat_kernels, name), backend) for name in (op, f"{op}_bwd"))
     return {
-        "forward": lambda: forward(x, weight, None, None, *drawn),
+        "forward": partial(forward, x, weight, None, None, *drawn),
         "data gradient": lambda: backward(dy, x, weight, None, *drawn, [True, False, False, False]),
         "weight gradient": lambda: backward(dy, x, weight, None, *drawn, [False, True, False, False]),
     }

@@ -22,6 +22,8 @@ from tests.gpu.suites import SUITES
 # the finding of a run that did not come to its end, so that `--only-failed` runs all that did not pass
 UNFINISHED = "all tests"
 _PROCESSES = max(2, min(12, (os.cpu_count() or 2) - 4))  # what takes the time is compiling
+# of a test process: the reference computes on the CPU, too, and processes with a thread for each core wait for each other
+_THREADS = max(1, (os.cpu_count() or 1) // _PROCESSES)
 _TO_STOP = 6.0  # seconds that pytest and its processes have to stop
 _POLL = 0.1  # seconds
 _LONGEST = 5  # tests whose times are told
@@ -63,6 +65,7 @@ def _run(place: Place, what: str, arguments: Sequence[str], leave_out: Sequence[
     environment = {
         **os.environ, "WAT_TEST_DEVICE": place.device, "WAT_TOLD": str(lines), "WAT_LEAVE_OUT": str(left_out),
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # deterministic
+        "OMP_NUM_THREADS": str(_THREADS),
     }  # fmt: skip
     environment.pop("TRITON_INTERPRET", None)
     deadline = place.started + place.seconds - _TO_STOP
@@ -85,11 +88,12 @@ def _run(place: Place, what: str, arguments: Sequence[str], leave_out: Sequence[
         status = _end(process)
     if status not in (0, 1):  # neither passed nor merely with failures: stopped, or broken
         yield Finding(UNFINISHED, False, f"pytest ended with {status}, see {log.name} and {lines.name}")
+    numbers = dict(counts)
     text = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
     if not text:
         said = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
         text = said[-1].strip("= ") if said else "it printed nothing"
-    yield Finding(what, status == 0, f"{text} (exit status {status})", counts)
+    yield Finding(what, status == 0, f"{text} (exit status {status})", numbers)
     if longest and longest[0][0] > 0:
         slow = ", ".join(f"{test} {seconds:.1f} s" for seconds, test in longest)
         yield Finding(f"{what}: the longest", None, slow)

@@ -216,7 +216,9 @@ def test_the_summary_names_failures_first_and_never_is_longer_than_80_lines(tmp_
 
 def test_tests_that_fail_are_findings_at_once_and_those_that_take_too_long_are_stopped(tmp_path, monkeypatch):
     slow, broken = tmp_path / "test_slow.py", tmp_path / "test_broken.py"
-    slow.write_text("import time\ndef test_a(): assert 1 == 2, 'not so'\ndef test_b(): pass\ndef test_c(): time.sleep(60)\n")
+    slow.write_text(
+        "import time\ndef test_a(): assert 1 == 2, 'not so'\ndef test_b(): pass\ndef test_c(): time.sleep(60)\n"
+    )
     broken.write_text("import nothing_of_this_name\n")
     monkeypatch.setattr(tests, "SUITES", (str(slow), str(broken)))
     monkeypatch.setattr(tests.importlib.util, "find_spec", lambda name: None)  # in one process

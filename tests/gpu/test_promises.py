@@ -39,7 +39,7 @@ def test_every_pass_keeps_its_promises():
     multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
     found = []
     for layer in passes.layers():
-        x, weight, _, _, *draw = layer.passes["forward"].args
+        x, weight, _, _, *draw = layer.arguments
         problem = Problem(multiprocessors, tuple(x.shape), tuple(weight.shape))
         found += broken(layer.name, PROMISES, problem, layer.passes)
         if layer.name == "conv, triton":

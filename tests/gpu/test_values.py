@@ -12,7 +12,7 @@ from wat_kernels import Noise, TapTable, dispatch, draw_rows, shadow_conv2d, sha
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 NOISES = [None, Noise("dropconnect", 0.3), Noise("multiplicative", 0.2)]
 # each example is a problem that Triton compiles three kernels for
-RANDOM = {"deadline": None, "max_examples": 12, "suppress_health_check": list(HealthCheck)}
+RANDOM = {"deadline": None, "max_examples": 6, "suppress_health_check": list(HealthCheck)}
 
 
 def to_gpu(tensors, dtype):
@@ -23,10 +23,12 @@ def agree(run, inputs, backend, dtype):
     """y and all gradients of `run(backend, *leaves)` in `dtype` against the reference in fp64 on the same numbers."""
     leaves = to_gpu(inputs, dtype)
     exact = [None if t is None else t.detach().double().requires_grad_() for t in leaves]
-    found = []
+    found, dy = [], None
     for name, given_leaves in ((backend, leaves), ("reference", exact)):
         y = run(name, *given_leaves)
-        dy = torch.cos(torch.arange(y.numel(), device=y.device, dtype=torch.float64)).view_as(y).to(y.dtype)
+        if dy is None:  # the same numbers for both, or a bias's gradient is the sum of their rounding errors
+            dy = torch.cos(torch.arange(y.numel(), device=y.device, dtype=torch.float64)).view_as(y).to(dtype)
+        dy = dy.to(y.dtype)
         present = [leaf for leaf in given_leaves if leaf is not None]
         found.append((y, *torch.autograd.grad(y, present, dy, materialize_grads=True)))
     for one, other in zip(*found, strict=True):
@@ -117,7 +119,7 @@ def test_linear_layers_of_real_networks(rows, features, dtype):
 
 @pytest.mark.parametrize("backend", ["reference", *fused("shadow_linear", LINEAR)])
 def test_masks_are_those_of_the_cpu_bit_for_bit(backend):
-    weight, x = torch.ones(96, 200), torch.eye(200)
+    weight, x = torch.ones(200, 64), torch.eye(64)  # few rows, which all backends take
     for key in range(5):
         arguments = {"key": key, "noise": Noise("dropconnect", 0.3)}
         right = shadow_linear(x, weight, backend="reference", **arguments)

@@ -19,8 +19,8 @@ def results(backend, x, weight, bias, gain, dy=None, **arguments):
     leaves = [None if t is None else t.detach().clone(memory_format=torch.preserve_format).requires_grad_()
               for t in (x, weight, bias, gain)]  # fmt: skip
     y = shadow_conv2d(*leaves[:3], gain=leaves[3], backend=backend, **arguments)
-    if dy is None:
-        dy = torch.cos(torch.arange(y.numel(), device=y.device)).view_as(y).to(y.dtype)
+    if dy is None:  # numbers that every dtype has, so that all results are of the same
+        dy = torch.cos(torch.arange(y.numel(), device=y.device)).bfloat16().view_as(y).to(y.dtype)
     present = [leaf for leaf in leaves if leaf is not None]
     return y.detach(), *torch.autograd.grad(y, present, dy, materialize_grads=True)
 
@@ -78,6 +78,16 @@ def test_several_tiles_of_everything(channels, noise):
     weight = torch.randn(channels[1], channels[0], 3, 3).to(memory_format=torch.channels_last) / 10
     bias, gain = torch.randn(channels[1]), torch.rand(channels[1]) + 0.5
     check(x, weight, bias, gain, table=TRANSLATIONS, key=5, noise=noise, shadows=2, padding=1)
+
+
+def test_more_blocks_of_pixels_than_one_chain():
+    x, dy = torch.rand(1, 3, 40, 40), torch.rand(1, 4, 40, 40)
+    found, right = (
+        results(name, *(t.to(DEVICE, dtype) for t in (x, torch.rand(4, 3, 3, 3))), None, None, dy.to(DEVICE, dtype),
+                table=TapTable.identity((3, 3)), key=1, padding=1)[2]
+        for name, dtype in (("triton", torch.float32), ("reference", torch.float64))
+    )  # fmt: skip
+    assert float((found.double() - right).norm() / right.norm()) < 2e-7
 
 
 @pytest.mark.parametrize("key", range(3))

@@ -20,7 +20,8 @@ def results(backend, x, weight, bias, gain, **arguments):
     """y and the gradients of all leaves."""
     leaves = [None if t is None else t.detach().clone().requires_grad_() for t in (x, weight, bias, gain)]
     y = shadow_linear(*leaves[:3], gain=leaves[3], backend=backend, **arguments)
-    dy = torch.cos(torch.arange(y.numel(), device=y.device)).view_as(y).to(y.dtype)
+    # numbers that every dtype has, so that all results are of the same
+    dy = torch.cos(torch.arange(y.numel(), device=y.device)).bfloat16().view_as(y).to(y.dtype)
     present = [leaf for leaf in leaves if leaf is not None]
     return y.detach(), *torch.autograd.grad(y, present, dy, materialize_grads=True)
 
@@ -67,6 +68,16 @@ def test_a_reduction_cut_into_parts_is_the_same_at_each_run():
     first = results("triton", *(t.to(DEVICE) for t in (x, weight)), None, gain.to(DEVICE), key=1)
     again = results("triton", *(t.to(DEVICE) for t in (x, weight)), None, gain.to(DEVICE), key=1)
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+
+
+def test_more_blocks_of_rows_than_one_chain():
+    x, dy = torch.rand(12_000, 4), torch.rand(12_000, 5)
+    found = []
+    for name, dtype in (("triton", torch.float32), ("reference", torch.float64)):
+        weight = torch.zeros(5, 4, device=DEVICE, dtype=dtype, requires_grad=True)
+        y = shadow_linear(x.to(DEVICE, dtype), weight, key=1, backend=name)
+        found.append(torch.autograd.grad(y, weight, dy.to(y))[0].double())
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 2e-7
 
 
 def test_a_shift_by_everything_leaves_the_bias():

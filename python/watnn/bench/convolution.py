@@ -92,7 +92,10 @@ def _layer_run(shape: Shape, tensors: Tensors, table: TapTable, probability: flo
         check_layer(lambda *leaves: call(*leaves, 0, backend), reference, tensors.leaves, dy)
 
     return Run(
-        layer_modes(forward, tensors.leaves, tensors.dy), probability, check, lambda: saved_bytes(forward, tensors.leaves)
+        layer_modes(forward, tensors.leaves, tensors.dy),
+        probability,
+        check,
+        lambda: saved_bytes(forward, tensors.leaves),
     )
 
 

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from wat_kernels.tolerances import TOLERANCES
 
-
 _GAIN_GRADIENT = 1000.0  # what it comes to along the output: within reach of fp16
 
 

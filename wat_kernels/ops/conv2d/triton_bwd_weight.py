@@ -6,8 +6,48 @@ import triton
 import triton.language as tl
 
 from wat_kernels.ops.conv2d.triton_row import row_line
-from wat_kernels.triton_gemm import NOT_SPECIALIZED, add_up_parts, dot, splits_of
+from wat_kernels.triton_gemm import (
+    CHAIN,
+    NOT_SPECIALIZED,
+    add_compensated,
+    add_up_parts,
+    dot,
+    splits_of,
+    sum_of_products,
+)
 from wat_kernels.triton_philox import noise_factor
+
+
+@triton.jit
+def _sum_of_blocks(
+    dy, x, first, last, first_image, chunk_pixels, down, right, height, width, out_height, out_width, stride_h, stride_w,
+    y_n, y_h, y_w, x_n, x_h, x_w, y_channel, x_channel, inside_o, inside_i,
+    PRECISION: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """The main loop: dSW of one output tap over the blocks of BP pixels from `first` to `last`. Returns (BO, BI) fp32."""
+    accumulator = tl.zeros((BO, BI), tl.float32)
+    for block in range(first, last):
+        pixel = block * BP + tl.arange(0, BP)
+        pixels = pixel < chunk_pixels
+        in_image = pixel % (out_height * out_width)
+        image = (first_image + pixel // (out_height * out_width)).to(y_channel.dtype)
+        out_row = in_image // out_width
+        out_column = in_image % out_width
+        grad = tl.load(
+            dy + (image * y_n + out_row * y_h + out_column * y_w)[:, None] + y_channel,
+            mask=pixels[:, None] & inside_o[None, :],
+            other=0.0,
+        )  # (BP, BO)
+        row = out_row * stride_h + down
+        column = out_column * stride_w + right
+        seen = pixels & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+        pixels_of_x = tl.load(
+            x + (image * x_n + row * x_h + column * x_w)[:, None] + x_channel,
+            mask=seen[:, None] & inside_i[None, :],
+            other=0.0,
+        )  # (BP, BI)
+        accumulator = dot(tl.trans(grad), pixels_of_x, accumulator, PRECISION)
+    return accumulator
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -67,27 +107,21 @@ def conv2d_bwd_weight_kernel(
             right = (tap % KERNEL_W) * dil_w - pad_left
             until = tl.where(coefficient != 0.0, last, first)  # an unused place of the line
             accumulator = tl.zeros((BO, BI), tl.float32)
-            for block in range(first, until):
-                pixel = block * BP + tl.arange(0, BP)
-                pixels = pixel < chunk_pixels
-                in_image = pixel % (out_height * out_width)
-                image = (shadow * images + pixel // (out_height * out_width)).to(index)
-                out_row = in_image // out_width
-                out_column = in_image % out_width
-                grad = tl.load(
-                    dy + (image * y_n + out_row * y_h + out_column * y_w)[:, None] + y_channel,
-                    mask=pixels[:, None] & inside_o[None, :],
-                    other=0.0,
-                )  # (BP, BO)
-                row = out_row * stride_h + down
-                column = out_column * stride_w + right
-                seen = pixels & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-                pixels_of_x = tl.load(
-                    x + (image * x_n + row * x_h + column * x_w)[:, None] + x_channel,
-                    mask=seen[:, None] & inside_i[None, :],
-                    other=0.0,
-                )  # (BP, BI)
-                accumulator = dot(tl.trans(grad), pixels_of_x, accumulator, PRECISION)
+            if x.dtype.element_ty == tl.float32:
+                lost = tl.zeros((BO, BI), tl.float32)
+                for start in range(first, until, CHAIN):
+                    part = _sum_of_blocks(
+                        dy, x, start, min(start + CHAIN, until), shadow * images, chunk_pixels, down, right, height, width,
+                        out_height, out_width, stride_h, stride_w, y_n, y_h, y_w, x_n, x_h, x_w, y_channel, x_channel,
+                        inside_o, inside_i, PRECISION, BO, BI, BP,
+                    )  # fmt: skip
+                    accumulator, lost = add_compensated(accumulator, lost, part)
+            else:
+                accumulator = _sum_of_blocks(
+                    dy, x, first, until, shadow * images, chunk_pixels, down, right, height, width, out_height,
+                    out_width, stride_h, stride_w, y_n, y_h, y_w, x_n, x_h, x_w, y_channel, x_channel, inside_o,
+                    inside_i, PRECISION, BO, BI, BP,
+                )  # fmt: skip
             if NOISE != 0:
                 element = (out_channel.to(index) * TAPS + tap) * in_channels
                 accumulator *= noise_factor(drawn, shadow, element, tile_i * BI, scale, cut, NOISE, PACKED, BI)
@@ -105,7 +139,7 @@ def conv2d_bwd_weight_kernel(
                 mask=inside,
                 other=0.0,
             )
-            product = tl.sum(total * plain.to(tl.float32), 1)  # (BO,)
+            product = sum_of_products(total, plain.to(tl.float32))  # (BO,)
             tl.store(dgain + (tile_i * TAPS + tap_in) * groups * out_channels + out_channel, product, mask=inside_o)
         if NEEDS_WEIGHT:
             if GAIN == 1:

@@ -9,7 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wat_kernels.triton_gemm import NOT_SPECIALIZED, add_up_parts, dot, splits_of, tile_of
+from wat_kernels.triton_gemm import (
+    CHAIN,
+    NOT_SPECIALIZED,
+    add_compensated,
+    add_up_parts,
+    dot,
+    splits_of,
+    sum_of_products,
+    tile_of,
+)
 from wat_kernels.triton_philox import noise_at, noise_factor, row_of, row_words
 
 
@@ -179,6 +188,27 @@ def linear_bwd_data_kernel(
     )
 
 
+@triton.jit
+def _sum_of_blocks(
+    dy, x, first, last, first_row, chunk, y_r, x_r, y_column, x_column, inside_o, inside_i,
+    PRECISION: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, BP: tl.constexpr,
+):  # fmt: skip
+    """The main loop of the weight gradient: dSW over the blocks of BP rows from `first` to `last`. Returns (BO, BI) fp32."""
+    accumulator = tl.zeros((BO, BI), tl.float32)
+    for block in range(first, last):
+        in_chunk = block * BP + tl.arange(0, BP)
+        inside = in_chunk < chunk
+        line = (first_row + in_chunk).to(y_column.dtype)
+        grad = tl.load(
+            dy + (line * y_r)[:, None] + y_column, mask=inside[:, None] & inside_o[None, :], other=0.0
+        )  # (BP, BO)
+        rows_of_x = tl.load(
+            x + (line * x_r)[:, None] + x_column, mask=inside[:, None] & inside_i[None, :], other=0.0
+        )  # (BP, BI)
+        accumulator = dot(tl.trans(grad), rows_of_x, accumulator, PRECISION)
+    return accumulator
+
+
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def linear_bwd_weight_kernel(
     dy, x, weight, gain, dweight, dgain, parts, arrived, key, thresholds, grid, scale, cut, rows, shadows, chunk,
@@ -216,21 +246,21 @@ def linear_bwd_weight_kernel(
         out, inside_o = target_of(row, out_features, flip_out, shift_out, GRID)
         into, inside_i = target_of(column, in_features, flip_in, shift_in, GRID)
         accumulator = tl.zeros((BO, BI), tl.float32)
-        for block in range(first, last):
-            in_chunk = block * BP + tl.arange(0, BP)
-            inside = in_chunk < chunk
-            line = (shadow * chunk + in_chunk).to(INDEX)
-            grad = tl.load(
-                dy + (line * y_r)[:, None] + (out.to(INDEX) * y_o)[None, :],
-                mask=inside[:, None] & inside_o[None, :],
-                other=0.0,
-            )  # (BP, BO)
-            rows_of_x = tl.load(
-                x + (line * x_r)[:, None] + (into.to(INDEX) * x_i)[None, :],
-                mask=inside[:, None] & inside_i[None, :],
-                other=0.0,
-            )  # (BP, BI)
-            accumulator = dot(tl.trans(grad), rows_of_x, accumulator, PRECISION)
+        y_column = (out.to(INDEX) * y_o)[None, :]
+        x_column = (into.to(INDEX) * x_i)[None, :]
+        if x.dtype.element_ty == tl.float32:
+            lost = tl.zeros((BO, BI), tl.float32)
+            for start in range(first, last, CHAIN):
+                part = _sum_of_blocks(
+                    dy, x, start, min(start + CHAIN, last), shadow * chunk, chunk, y_r, x_r, y_column, x_column,
+                    inside_o, inside_i, PRECISION, BO, BI, BP,
+                )  # fmt: skip
+                accumulator, lost = add_compensated(accumulator, lost, part)
+        else:
+            accumulator = _sum_of_blocks(
+                dy, x, first, last, shadow * chunk, chunk, y_r, x_r, y_column, x_column, inside_o, inside_i, PRECISION,
+                BO, BI, BP,
+            )  # fmt: skip
         if NOISE != 0:
             element = out.to(INDEX) * in_features
             if GRID:
@@ -241,7 +271,7 @@ def linear_bwd_weight_kernel(
             plain = tl.load(
                 weight + (row.to(INDEX) * w_o)[:, None] + (column.to(INDEX) * w_i)[None, :], mask=inside_w, other=0.0
             )
-            product += tl.sum(accumulator * plain.to(tl.float32), 1)
+            product += sum_of_products(accumulator, plain.to(tl.float32))
             if GRID:  # each shadow has other output features in these lines
                 place = ((split * shadows + shadow) * tiles_i + tile_i).to(tl.int64) * out_features
                 tl.store(dgain + place + out, product, mask=inside_o)
