@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wat_kernels import noise_op, philox
+from wat_kernels import noise_op, row_op
 from wat_kernels.tap_table import TapTable
 from wat_kernels.torch_library import LIBRARY
 
@@ -21,7 +21,7 @@ def draw_rows(table: TapTable, key: int | Tensor, shadows: int = 1) -> Tensor:
 
 def draw_rows_from(thresholds: Tensor, key: Tensor, shadows: int) -> Tensor:
     """thresholds: (R,) int64, key: () int64. Returns (shadows,) int64: how many thresholds are <= the drawn word."""
-    word = philox.row_words(key, shadows)[0]
+    word = row_op.row_words(key, shadows)[0]
     return (thresholds <= word.unsqueeze(1)).sum(1)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -168,15 +169,20 @@ def _replace(path: Path, text: str) -> None:
         raise
 
 
+_DRIVERS = (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version"))
+
+
 def _driver() -> str:
     """The kernel driver's version where the system tells it, and the newest CUDA that it runs."""
-    parts = [str(torch.version.hip or getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)())]
-    for path in (Path("/proc/driver/nvidia/version"), Path("/sys/module/amdgpu/version")):
+    parts = [str(torch.version.hip or getattr(torch._C, "_cuda_getDriverVersion", lambda: 0)() or "")]
+    for path in _DRIVERS:
         try:
-            parts.append(path.read_text(errors="replace").splitlines()[0].strip())
+            line = path.read_text(errors="replace").splitlines()[0].strip()
         except (OSError, IndexError):
             continue
-    return ", ".join(parts)
+        number = re.search(r"\b\d+(\.\d+)+\b", line)  # NVIDIA's line has words and the name of who built it besides
+        parts.append(number[0] if number else line)
+    return ", ".join(filter(None, parts))
 
 
 def _version(*packages: str) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from wat_kernels import torch_func
 from wat_kernels.default_device import on_cpu
 from wat_kernels.law import check_probabilities, thresholds_of
-from wat_kernels.philox import row_words
+from wat_kernels.row_op import row_words
 
 _FRACTION_BITS = 16  # of a maximal shift in a row
 _LARGEST_SHIFT = 2**22  # 2 * M * (a 24-bit number) then still fits an int64

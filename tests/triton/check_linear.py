@@ -77,7 +77,7 @@ def test_more_blocks_of_rows_than_one_chain():
         weight = torch.zeros(5, 4, device=DEVICE, dtype=dtype, requires_grad=True)
         y = shadow_linear(x.to(DEVICE, dtype), weight, key=1, backend=name)
         found.append(torch.autograd.grad(y, weight, dy.to(y))[0].double())
-    assert float((found[0] - found[1]).norm() / found[1].norm()) < 2e-7
+    assert float((found[0] - found[1]).norm() / found[1].norm()) < 5e-7
 
 
 def test_a_shift_by_everything_leaves_the_bias():

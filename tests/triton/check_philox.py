@@ -50,6 +50,13 @@ def test_rows_and_words(key, rows):
     assert torch.equal(drawn, draw_rows(table, key, 5))
 
 
+@pytest.mark.parametrize("shadows", [1, 7, 128, 300])
+def test_the_op_of_the_words(shadows):
+    for key in KEYS:
+        words = torch.ops.wat_kernels.row_words.triton(torch.tensor(key, device=DEVICE), shadows)
+        assert torch.equal(words, torch.stack(philox.row_words(torch.tensor(key, device=DEVICE), shadows)))
+
+
 def test_a_threshold_is_inclusive():
     key = torch.tensor(7, device=DEVICE)
     word = int(philox.row_words(key, 1)[0])

@@ -9,6 +9,7 @@ from triton.compiler import ASTSource
 
 from benchmarks.compile_report import CHIPS, cases, compile_case, problems
 from benchmarks.compile_report import nvidia_resources as resources
+from wat_kernels import triton_rows
 from wat_kernels.triton_noise import BLOCK, noise_kernel
 
 pytestmark = pytest.mark.cpu_only
@@ -87,3 +88,11 @@ def test_the_noise_kernel(noise, multiply):
     compiled = triton.compile(ASTSource(noise_kernel, signature, constants), target=CHIPS["sm_90"].target)
     registers, stack = resources(compiled.asm["cubin"])
     assert registers <= 128 and stack == 0
+
+
+def test_the_kernel_of_the_row_words():
+    kernel = triton_rows.row_words_kernel
+    signature = {"key": "*i64", "words": "*i64", "shadows": "i32", "BLOCK": "constexpr"}
+    compiled = triton.compile(ASTSource(kernel, signature, {"BLOCK": triton_rows.BLOCK}), target=CHIPS["sm_90"].target)
+    registers, stack = resources(compiled.asm["cubin"])
+    assert registers <= 64 and stack == 0

@@ -154,3 +154,19 @@ def test_the_question_is_a_constant_of_a_compiled_graph(monkeypatch):
 
     x = torch.zeros(3)
     torch.testing.assert_close(torch.compile(function, fullgraph=True, backend="eager")(x), x + 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (somebody@)  date", "580.159.04"),
+        ("6.8.5", "6.8.5"),
+        ("built by hand", "built by hand"),
+    ],
+)  # fmt: skip
+def test_the_driver_is_its_version_and_not_who_built_it(line, version, tmp_path, monkeypatch):
+    (tmp_path / "version").write_text(line + "\nGCC version: 12.3.0\n")
+    monkeypatch.setattr(gpu_record, "_DRIVERS", (tmp_path / "missing", tmp_path / "version"))
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert gpu_record._driver() == f"13000, {version}"

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from watnn.transforms import WAT, Compose, DropConnect, Identity, MultiplicativeNoise, RandomAffine
 
 from tests.conftest import DEVICE
-from wat_kernels import draw_key
+from wat_kernels import MatrixGrid, TapTable, draw_key
 
 TRANSLATE = RandomAffine(degrees=0, translate=(0.3, 0.3))
 LAYERS = {
@@ -320,3 +320,24 @@ def test_a_new_transform_takes_effect_at_once():
         torch.testing.assert_close(layer(x), F.conv2d(x, watnn.shadow_weight(layer, 1), layer.bias))
     layer.transform = None
     torch.testing.assert_close(layer(x), F.conv2d(x, layer.weight, layer.bias))
+
+
+def recorded(on, asked):
+    return lambda self, device: asked.append((self, device)) or on(self, device)
+
+
+def test_tables_and_grids_go_where_the_weight_goes(monkeypatch):
+    """Before a forward asks for them: a compiled graph that had to move them would be compiled a second time."""
+    moved = RandomAffine(0, translate=(0.5, 0.5))
+    for layer in (watnn.WATConv2d(2, 2, 3, transform=WAT()), watnn.WATLinear(4, 4, transform=moved)):
+        asked = []
+        for cls in (TapTable, MatrixGrid):
+            monkeypatch.setattr(cls, "on", recorded(cls.on, asked))
+        layer.double()
+        layer.strength = 0.5
+        drawn = layer._draws()
+        assert len(drawn) > 1 and asked[-1] == (drawn, torch.device("cpu"))
+        asked.clear()
+        layer.to("meta")
+        assert not asked
+        monkeypatch.undo()
