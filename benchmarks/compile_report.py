@@ -22,8 +22,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from wat_kernels.matrix_grid import MatrixGridTensors
 from wat_kernels.ops.conv2d import triton as conv2d
+from wat_kernels.ops.conv2d.geometry import Convolution
 from wat_kernels.ops.linear import triton as linear
+from wat_kernels.signature import Draw
+from wat_kernels.tap_table import TableTensors
 from wat_kernels.triton_launch import Tuned
 
 
@@ -109,7 +113,7 @@ def _conv2d(
     key, thresholds = _meta(dtype=torch.int64), _meta(9, dtype=torch.int64)
     taps = _meta(9, 1 + 9 + 2 * 9 * width, dtype=torch.int32)
     bias, scratch, arrived = _meta(256, dtype=dtype), _meta(1, dtype=torch.float32), _meta(1, dtype=torch.int32)
-    rest = (thresholds, taps, (1, 1), (1, 1, 1, 1), (1, 1), 1, 1, noise)
+    rest = Draw(key, TableTensors(thresholds, taps, taps), noise=noise), Convolution((1, 1), (1, 1, 1, 1), (1, 1), 1)
     size, drawn = dtype.itemsize, (key, thresholds, taps, *_AMOUNTS)
     one = (x, weight, bias, bias, y)
     yield "conv2d_fwd", conv2d.FORWARD[size], (*one, *drawn, *conv2d.forward_numbers(*one, *rest))
@@ -126,12 +130,13 @@ def _linear(dtype: torch.dtype, noise: int, moved: bool) -> Iterator[tuple[str, 
     grid = (_meta(4, dtype=torch.int64), _meta(4, 4, dtype=torch.int64)) if moved else (None, None)
     scratch, arrived = _meta(1, dtype=torch.float32), _meta(1, dtype=torch.int32)
     size, drawn = dtype.itemsize, (key, *grid, *_AMOUNTS)
+    draw = Draw(key, MatrixGridTensors(*grid) if moved else None, noise=noise)
     one = (x, weight, bias, bias, y)
-    yield "linear_fwd", linear.FORWARD[size], (*one, *drawn, *linear.forward_numbers(*one, *grid, 1, noise))
+    yield "linear_fwd", linear.FORWARD[size], (*one, *drawn, *linear.forward_numbers(*one, draw))
     one = (y, weight, bias, x)
-    yield "linear_bwd_data", linear.BWD_DATA[size], (*one, *drawn, *linear.bwd_data_numbers(*one, *grid, 1, noise))
+    yield "linear_bwd_data", linear.BWD_DATA[size], (*one, *drawn, *linear.bwd_data_numbers(*one, draw))
     one = (y, x, weight, bias, weight, scratch)
-    numbers = linear.bwd_weight_numbers(*one, *grid, 1, noise, 264)
+    numbers = linear.bwd_weight_numbers(*one, draw, 264)
     yield "linear_bwd_weight", linear.BWD_WEIGHT[size], (*one, scratch, arrived, *drawn, *numbers)
 
 

@@ -80,7 +80,7 @@ def stub_driver() -> None:
     from wat_kernels.ops import conv2d, linear
     from wat_kernels.ops.conv2d import triton as conv2d_backend
     from wat_kernels.ops.linear import triton as linear_backend
-    from wat_kernels.torch_library import implement
+    from wat_kernels.torch_library import implement_shadow_op
 
     class Driver(CudaDriver):
         def __init__(self):
@@ -91,8 +91,7 @@ def stub_driver() -> None:
 
     triton.runtime.driver.set_active(Driver())
     for name, op, backend in (("shadow_conv2d", conv2d, conv2d_backend), ("shadow_linear", linear, linear_backend)):
-        implement(name, "triton", backend._fwd, "CPU")
-        implement(f"{name}_bwd", "triton", backend._bwd, "CPU")
+        implement_shadow_op(name, "triton", backend.forward, backend.backward, "CPU")
         backend.refusal = lambda call: ""  # of tensors on the CPU
         backend.programs_wanted = lambda device: _PROGRAMS
         assert op.BACKENDS["triton"] is backend

@@ -13,7 +13,8 @@ from torch.autograd import forward_ad
 
 from wat_kernels import torch_func
 from wat_kernels.checks import PLAIN, autocast_dtype, without_autocast
-from wat_kernels.torch_library import IMPLEMENTATIONS, SCALED
+from wat_kernels.signature import Draw
+from wat_kernels.torch_library import IMPLEMENTATIONS, SCALED, SIGNATURES
 
 
 def apply(
@@ -23,19 +24,19 @@ def apply(
     weight: Tensor,
     bias: Tensor | None,
     gain: Tensor | None,
-    key: Tensor,
-    arguments: tuple,
+    draw: Draw,
+    layout: tuple,
 ) -> Tensor:
-    """`torch.ops.wat_kernels.<op>.<backend>(x, weight, bias, gain, key, *arguments)`, differentiable."""
+    """The op's forward on a backend, differentiable."""
     if torch_func.active():
-        return _transformed(op, backend, x, weight, bias, gain, key, arguments)
+        return _transformed(op, backend, x, weight, bias, gain, draw, layout)
     if backend == "reference":
-        return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
+        return _called(op, backend, draw)(x, weight, bias, gain, draw, layout)
     if forward_ad._current_level >= 0:
-        return _DualShadow.apply(op, backend, x, weight, bias, gain, key, arguments)
+        return _DualShadow.apply(op, backend, x, weight, bias, gain, draw.key, draw[1:], layout)
     if not torch.compiler.is_compiling() and not _needs_gradient(x, weight, bias, gain):
-        return _implementation(op, backend, arguments, x, weight)(x, weight, bias, gain, key, *arguments)
-    return _Shadow.apply(op, backend, x, weight, bias, gain, key, arguments)
+        return _implementation(op, backend, draw, x, weight)(x, weight, bias, gain, draw, layout)
+    return _Shadow.apply(op, backend, x, weight, bias, gain, draw.key, draw[1:], layout)
 
 
 def _needs_gradient(*tensors: Tensor | None) -> bool:
@@ -49,24 +50,37 @@ def _transformed(
     weight: Tensor,
     bias: Tensor | None,
     gain: Tensor | None,
-    key: Tensor,
-    arguments: tuple,
+    draw: Draw,
+    layout: tuple,
 ) -> Tensor:
     """`apply` within torch.func."""
     if torch.compiler.is_compiling():
         # the compiler would trace the forward alone and lose the gradient
         torch._dynamo.graph_break(msg="torch.func runs shadow ops outside of compiled graphs")
     if backend == "reference":
-        return _reference(op, x, weight, bias, gain, key, *arguments)
-    return _TransformedShadow.apply(op, backend, x, weight, bias, gain, key, arguments)
+        return _reference(op, x, weight, bias, gain, draw, layout)
+    return _TransformedShadow.apply(op, backend, x, weight, bias, gain, draw.key, draw[1:], layout)
 
 
-def _overload(op: str, backend: str, arguments: tuple) -> Any:
-    scaled = SCALED if isinstance(arguments[-1], Tensor) else ""  # the last is the amount of the noise
+def _overload(op: str, backend: str, draw: Draw) -> Any:
+    scaled = SCALED if isinstance(draw.amount, Tensor) else ""
     return getattr(getattr(torch.ops.wat_kernels, op + scaled), backend)
 
 
-def _implementation(op: str, backend: str, arguments: tuple, *tensors: Tensor) -> Callable:
+def _called(op: str, backend: str, draw: Draw, decomposed: bool = False) -> Callable:
+    """The op as a function of structures: torch.ops, with the flat arguments."""
+    overload, flat = _overload(op, backend, draw), SIGNATURES[op.removesuffix("_bwd")].flat
+    called = overload.decompose if decomposed else overload
+
+    def function(
+        a: Tensor, b: Tensor, c: Tensor | None, d: Tensor | None, draw: Draw, layout: tuple, *mask: Any
+    ) -> Any:
+        return called(a, b, c, d, *flat(draw, layout), *mask)
+
+    return function
+
+
+def _implementation(op: str, backend: str, draw: Draw, *tensors: Tensor) -> Callable:
     """What runs the op: the backend's own function where it is written in Python and nobody watches, else the op.
 
     torch's dispatcher takes a third of a small call's time on the host. It is passed through wherever something may ask
@@ -76,50 +90,54 @@ def _implementation(op: str, backend: str, arguments: tuple, *tensors: Tensor) -
     function = IMPLEMENTATIONS.get((op, backend))
     watched = (
         function is None
-        or isinstance(arguments[-1], Tensor)  # the op with a tensor as its amount
+        or isinstance(draw.amount, Tensor)  # the op with a tensor as its amount
         or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
         or torch._C._autograd._profiler_enabled()
         or any(type(t) not in PLAIN or torch._C._functorch.is_legacy_batchedtensor(t) for t in tensors)
     )
-    return _overload(op, backend, arguments) if watched or function is None else function
+    return _called(op, backend, draw) if watched or function is None else function
 
 
 def _reference(op: str, *arguments: Any) -> Tensor:
     """The reference as the operations that it is made of, for torch.func to transform each of them."""
-    return _overload(op, "reference", arguments).decompose(*arguments)
+    return _called(op, "reference", arguments[4], decomposed=True)(*arguments)
 
 
 class _Shadow(torch.autograd.Function):
     """Saves x, PW, gain and the key. SW, masks and grids are drawn again in the backward pass.
 
-    The table's tensors are held by reference in `arguments`: they belong to the table and cost nothing here.
+    The table's tensors are held by reference in `drawn`, the draw without its key: they belong to the table and cost
+    nothing here. The key is an argument of its own, so that torch.func sees it.
     """
 
     @staticmethod
-    def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
+    def forward(ctx, op, backend, x, weight, bias, gain, key, drawn, layout):
         ctx.save_for_backward(x, weight, gain, key)
-        ctx.op, ctx.backend, ctx.arguments = op, backend, arguments
-        return _implementation(op, backend, arguments, x, weight)(x, weight, bias, gain, key, *arguments)
+        ctx.op, ctx.backend, ctx.drawn, ctx.layout = op, backend, drawn, layout
+        draw = Draw(key, *drawn)
+        return _implementation(op, backend, draw, x, weight)(x, weight, bias, gain, draw, layout)
 
     @staticmethod
     def backward(ctx, dy):
         mask = ctx.needs_input_grad[2:6]
         device = dy.device.type
         with without_autocast(autocast_dtype(device), device):  # backward may be called where autocast is on
+            x, weight, gain, key = ctx.saved_tensors  # once: a checkpoint makes them anew each time
+            given = (ctx.op, ctx.backend, dy, x, weight, gain, key, ctx.drawn, ctx.layout, mask)
             if torch_func.active():
-                grads = _TransformedBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
+                grads = _TransformedBackward.apply(*given)
             elif forward_ad._current_level >= 0:
-                grads = _DualShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
+                grads = _DualShadowBackward.apply(*given)
             elif torch.is_grad_enabled():
-                grads = _ShadowBackward.apply(ctx.op, ctx.backend, dy, *ctx.saved_tensors, ctx.arguments, mask)
+                grads = _ShadowBackward.apply(*given)
             else:
-                saved = ctx.saved_tensors
-                function = _implementation(f"{ctx.op}_bwd", ctx.backend, ctx.arguments, dy, *saved[:2])
-                grads = function(dy, *saved, *ctx.arguments, mask)
+                draw = Draw(key, *ctx.drawn)
+                function = _implementation(f"{ctx.op}_bwd", ctx.backend, draw, dy, x, weight)
+                grads = function(dy, x, weight, gain, draw, ctx.layout, mask)
         grads = (grad if asked else None for grad, asked in zip(grads, mask, strict=True))
-        return None, None, *grads, None, None
+        return None, None, *grads, None, None, None
 
 
 class _ShadowBackward(torch.autograd.Function):
@@ -129,10 +147,11 @@ class _ShadowBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask):
+    def forward(ctx, op, backend, dy, x, weight, gain, key, drawn, layout, mask):
         ctx.save_for_backward(dy, x, weight, gain, key)
-        ctx.op, ctx.arguments, ctx.mask = op, arguments, mask
-        return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
+        ctx.op, ctx.drawn, ctx.layout, ctx.mask = op, drawn, layout, mask
+        draw = Draw(key, *drawn)
+        return _called(f"{op}_bwd", backend, draw)(dy, x, weight, gain, draw, layout, mask)
 
     @staticmethod
     def _first_derivative(ctx: Any, inputs: Sequence[Tensor | None], key: Tensor) -> Callable[..., tuple[Tensor, ...]]:
@@ -140,7 +159,7 @@ class _ShadowBackward(torch.autograd.Function):
 
         def first_derivative(*present: Tensor) -> tuple[Tensor, ...]:
             dy, x, weight, gain = _in_place_of(inputs, present)
-            return _reference_grads(ctx.op, dy, x, weight, gain, key, ctx.arguments, ctx.mask)
+            return _reference_grads(ctx.op, dy, x, weight, gain, Draw(key, *ctx.drawn), ctx.layout, ctx.mask)
 
         return first_derivative
 
@@ -150,7 +169,7 @@ class _ShadowBackward(torch.autograd.Function):
         first_derivative = _ShadowBackward._first_derivative(ctx, inputs, key)
         pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))[1]
         found = pull(tuple(gg for gg, asked in zip(grad_grads, ctx.mask, strict=True) if asked))
-        return None, None, *_in_place_of(inputs, found), None, None, None
+        return None, None, *_in_place_of(inputs, found), None, None, None, None
 
 
 def _in_place_of(places: Sequence[Tensor | None], found: Sequence[Tensor]) -> list[Any]:
@@ -165,8 +184,8 @@ def _reference_grads(
     x: Tensor,
     weight: Tensor,
     gain: Tensor | None,
-    key: Tensor,
-    arguments: tuple,
+    draw: Draw,
+    layout: tuple,
     mask: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """The reference's gradients for those of x, weight, bias and gain that `mask` asks for, differentiable."""
@@ -174,7 +193,7 @@ def _reference_grads(
 
     def forward(*asked: Tensor) -> Tensor:
         given = iter(asked)
-        return _reference(op, *(next(given) if m else t for t, m in zip(inputs, mask, strict=True)), key, *arguments)
+        return _reference(op, *(next(given) if m else t for t, m in zip(inputs, mask, strict=True)), draw, layout)
 
     pull = torch.func.vjp(forward, *(t for t, m in zip(inputs, mask, strict=True) if m))[1]
     return pull(dy)
@@ -184,9 +203,9 @@ class _DualShadow(_Shadow):
     """_Shadow within a level of torch.autograd.forward_ad. Not the form of every call: the compiler traces no `jvp`."""
 
     @staticmethod
-    def forward(ctx, op, backend, x, weight, bias, gain, key, arguments):
+    def forward(ctx, op, backend, x, weight, bias, gain, key, drawn, layout):
         ctx.save_for_forward(x, weight, gain, key)
-        return _Shadow.forward(ctx, op, backend, x, weight, bias, gain, key, arguments)
+        return _Shadow.forward(ctx, op, backend, x, weight, bias, gain, key, drawn, layout)
 
     @staticmethod
     def jvp(ctx, _op, _backend, x_t, weight_t, bias_t, gain_t, *_rest):
@@ -196,7 +215,7 @@ class _DualShadow(_Shadow):
         given = [call for call, tangent in zip(calls, (x_t, weight_t, gain_t), strict=True) if tangent is not None]
         given = given or [(torch.zeros_like(x), weight, gain)]  # the bias alone
         terms = [
-            apply(ctx.op, ctx.backend, a, b, bias_t if i == 0 else None, c, key, ctx.arguments)
+            apply(ctx.op, ctx.backend, a, b, bias_t if i == 0 else None, c, Draw(key, *ctx.drawn), ctx.layout)
             for i, (a, b, c) in enumerate(given)
         ]
         return sum(terms[1:], terms[0])
@@ -206,9 +225,9 @@ class _DualShadowBackward(_ShadowBackward):
     """_ShadowBackward within a level of torch.autograd.forward_ad."""
 
     @staticmethod
-    def forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask):
+    def forward(ctx, op, backend, dy, x, weight, gain, key, drawn, layout, mask):
         ctx.save_for_forward(dy, x, weight, gain, key)
-        return _ShadowBackward.forward(ctx, op, backend, dy, x, weight, gain, key, arguments, mask)
+        return _ShadowBackward.forward(ctx, op, backend, dy, x, weight, gain, key, drawn, layout, mask)
 
     @staticmethod
     def jvp(ctx, _op, _backend, *tangents):
@@ -237,12 +256,13 @@ class _TransformedShadow(_DualShadow):
     """
 
     @staticmethod
-    def forward(op, backend, x, weight, bias, gain, key, arguments):  # type: ignore[override]
-        return _overload(op, backend, arguments)(x, weight, bias, gain, key, *arguments)
+    def forward(op, backend, x, weight, bias, gain, key, drawn, layout):  # type: ignore[override]
+        draw = Draw(key, *drawn)
+        return _called(op, backend, draw)(x, weight, bias, gain, draw, layout)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.op, ctx.backend, x, weight, _, gain, key, ctx.arguments = inputs
+        ctx.op, ctx.backend, x, weight, _, gain, key, ctx.drawn, ctx.layout = inputs
         ctx.save_for_backward(x, weight, gain, key)
         ctx.save_for_forward(x, weight, gain, key)
 
@@ -255,12 +275,13 @@ class _TransformedBackward(_DualShadowBackward):
     """_ShadowBackward in the form that torch.func can transform."""
 
     @staticmethod
-    def forward(op, backend, dy, x, weight, gain, key, arguments, mask):  # type: ignore[override]
-        return _overload(f"{op}_bwd", backend, arguments)(dy, x, weight, gain, key, *arguments, mask)
+    def forward(op, backend, dy, x, weight, gain, key, drawn, layout, mask):  # type: ignore[override]
+        draw = Draw(key, *drawn)
+        return _called(f"{op}_bwd", backend, draw)(dy, x, weight, gain, draw, layout, mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.op, _, dy, x, weight, gain, key, ctx.arguments, ctx.mask = inputs
+        ctx.op, _, dy, x, weight, gain, key, ctx.drawn, ctx.layout, ctx.mask = inputs
         ctx.save_for_backward(dy, x, weight, gain, key)
         ctx.save_for_forward(dy, x, weight, gain, key)
 

@@ -48,3 +48,11 @@ def stream_of(tensor: torch.Tensor) -> int:
 @cache
 def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def dense(vector: torch.Tensor | None) -> torch.Tensor | None:
+    """A bias or a gain of a dtype and layout that kernels read."""
+    if vector is None:
+        return None
+    readable = vector.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return (vector if readable else vector.float()).contiguous()

@@ -14,7 +14,7 @@ The backend "reference" is a composition of torch's operations and counted as th
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,53 +25,38 @@ from torch.utils.flop_counter import register_flop_formula
 from wat_kernels.draw import draw_rows_from
 from wat_kernels.matrix_grid import draw_matrix_grid, mean_inside
 from wat_kernels.ops import conv2d, linear  # noqa: F401  (the ops are defined before they get a formula)
-from wat_kernels.torch_library import SCALED
+from wat_kernels.signature import Draw
+from wat_kernels.torch_library import SCALED, SIGNATURES
 
 
-def _conv2d(*arguments: Any, out_val: Tensor) -> int:
-    _, weight, _, _, key, thresholds, taps, _, *rest = arguments
-    return _conv2d_pass(out_val, weight, key, thresholds, taps, shadows=rest[4])
-
-
-def _conv2d_bwd(*arguments: Any, out_val: object) -> int:
-    dy, _, weight, _, key, thresholds, taps, _, *rest = arguments
-    return _passes(rest[-1]) * _conv2d_pass(dy, weight, key, thresholds, taps, shadows=rest[4])
-
-
-def _linear(*arguments: Any, out_val: Tensor) -> int:
-    x, weight, _, _, key, thresholds, grid, shadows, *_ = arguments
-    return _linear_pass(x, weight, key, thresholds, grid, shadows)
-
-
-def _linear_bwd(*arguments: Any, out_val: object) -> int:
-    _, x, weight, _, key, thresholds, grid, shadows, *rest = arguments
-    return _passes(rest[-1]) * _linear_pass(x, weight, key, thresholds, grid, shadows)
-
-
-for _op, _formula in (
-    ("shadow_conv2d", _conv2d),
-    ("shadow_conv2d_bwd", _conv2d_bwd),
-    ("shadow_linear", _linear),
-    ("shadow_linear_bwd", _linear_bwd),
-):
-    for _name in (_op, _op + SCALED):
-        register_flop_formula(getattr(torch.ops.wat_kernels, _name), get_raw=True)(_formula)
-
-
-def _conv2d_pass(y: Tensor, weight: Tensor, key: Tensor, thresholds: Tensor, taps: Tensor, shadows: int) -> int:
+def _conv2d_pass(y: Tensor, weight: Tensor, draw: Draw) -> int:
     """y: (N, O, H_out, W_out), weight: (O, I, kh, kw)"""
     with unset_fake_temporarily():  # the table may be real where x is not
-        active = _mean_active_taps(key, thresholds, taps, math.prod(weight.shape[2:]), shadows)
+        active = _mean_active_taps(draw, math.prod(weight.shape[2:]))
     return round(2 * y.numel() * weight.shape[1] * active)
 
 
-def _linear_pass(
-    x: Tensor, weight: Tensor, key: Tensor, thresholds: Tensor | None, grid: Tensor | None, shadows: int
-) -> int:
-    """x: (rows, in), weight: (out, in)"""
+def _linear_pass(y: Tensor, weight: Tensor, draw: Draw) -> int:
+    """y: (rows, out), weight: (out, in)"""
     with unset_fake_temporarily():
-        elements = _mean_elements(key, thresholds, grid, weight.shape, shadows)
-    return round(2 * x.shape[0] * elements)
+        elements = _mean_elements(draw, weight.shape)
+    return round(2 * y.shape[0] * elements)
+
+
+def _register(op: str, one_pass: Callable[[Tensor, Tensor, Draw], int]) -> None:
+    """one_pass: of y or dy, the weight and the draw -> the multiply-adds of one product, times 2"""
+    structured = SIGNATURES[op].structured
+
+    def forward(x: Tensor, weight: Tensor, bias: object, gain: object, *flat: Any, out_val: Tensor) -> int:
+        return one_pass(out_val, weight, structured(flat)[0])
+
+    def backward(dy: Tensor, x: Tensor, weight: Tensor, gain: object, *flat: Any, out_val: object) -> int:
+        *flat, mask = flat  # type: ignore[assignment]
+        return _passes(mask) * one_pass(dy, weight, structured(flat)[0])
+
+    for name, formula in ((op, forward), (f"{op}_bwd", backward)):
+        for scaled in ("", SCALED):
+            register_flop_formula(getattr(torch.ops.wat_kernels, name + scaled), get_raw=True)(formula)
 
 
 def _passes(mask: Sequence[bool]) -> int:
@@ -79,25 +64,25 @@ def _passes(mask: Sequence[bool]) -> int:
     return int(needs_x) + int(needs_weight or needs_gain)
 
 
-def _mean_active_taps(key: Tensor, thresholds: Tensor, taps: Tensor, count: int, shadows: int) -> float:
+def _mean_active_taps(draw: Draw, count: int) -> float:
     """Taps that a chunk computes, on average over the chunks. count: K"""
+    thresholds, taps = draw.table.thresholds, draw.table.taps
     if not _readable(thresholds, taps):
         return count
     active = taps[:, 0].double()
-    if _readable(key):
-        return float(active[draw_rows_from(thresholds, key, shadows)].mean())
+    if _readable(draw.key):
+        return float(active[draw_rows_from(thresholds, draw.key, draw.shadows)].mean())
     return float(active @ _probabilities(thresholds))
 
 
-def _mean_elements(
-    key: Tensor, thresholds: Tensor | None, grid: Tensor | None, shape: Sequence[int], shadows: int
-) -> float:
+def _mean_elements(draw: Draw, shape: Sequence[int]) -> float:
     """Elements of the (out, in) weight that a chunk multiplies with, on average over the chunks."""
-    if grid is None or thresholds is None or not _readable(thresholds, grid):
+    if draw.table is None or not _readable(*draw.table):
         return math.prod(shape)
-    if not _readable(key):
-        return mean_inside(grid, _probabilities(thresholds), shape)
-    _, _, *shifts = draw_matrix_grid(thresholds, grid, key, shadows)
+    thresholds, rows = draw.table
+    if not _readable(draw.key):
+        return mean_inside(rows, _probabilities(thresholds), shape)
+    _, _, *shifts = draw_matrix_grid(thresholds, rows, draw.key, draw.shadows)
     lines = [(size - shift.abs()).clamp(min=0) for size, shift in zip(shape, shifts, strict=True)]
     return float((lines[0] * lines[1]).double().mean())
 
@@ -110,3 +95,7 @@ def _readable(*tensors: Tensor) -> bool:
     if any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in tensors):
         return False
     return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
+
+
+_register("shadow_conv2d", _conv2d_pass)
+_register("shadow_linear", _linear_pass)

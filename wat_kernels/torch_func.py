@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_X = 2  # places in (op, backend, x, weight, bias, gain, key, arguments)
-_ARGUMENTS = 7
-_SHADOWS = -3  # the place in the op's own arguments, which end in shadows, noise, amount
+from wat_kernels.signature import Draw
+
+_X, _DRAWN = 2, 7  # places in (op, backend, x, weight, bias, gain, key, the draw without its key, layout)
+_SHADOWS = Draw._fields.index("shadows") - 1  # the place in a draw without its key
 
 
 def active() -> bool:
@@ -30,9 +31,9 @@ def suspended() -> contextlib.AbstractContextManager:
 
 def vmap_forward(function: Callable, size: int, in_dims: tuple, arguments: tuple) -> tuple[Any, Any]:
     """The forward op for each of `size` elements along the batched dimensions, as torch's vmap staticmethod returns it."""
-    if any(dim is not None for dim in (*in_dims[:_X], *in_dims[_X + 1 : _ARGUMENTS])):
+    if any(dim is not None for dim in (*in_dims[:_X], *in_dims[_X + 1 : _DRAWN])):
         return vmap_each(function, size, in_dims, arguments)
-    x, shadows = arguments[_X].movedim(in_dims[_X], 0), arguments[_ARGUMENTS][_SHADOWS]
+    x, shadows = arguments[_X].movedim(in_dims[_X], 0), arguments[_DRAWN][_SHADOWS]
     chunk = x.shape[1] // shadows
     # (size, shadows * chunk, ...) -> (shadows * size * chunk, ...): each shadow keeps its rows of every element
     folded = x.unflatten(1, (shadows, chunk)).transpose(0, 1).flatten(0, 2)

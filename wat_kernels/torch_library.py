@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
+from wat_kernels.signature import Signature
+
 LIBRARY = torch.library.Library("wat_kernels", "DEF")
 SCALED = "_scaled"
+SIGNATURES: dict[str, Signature] = {}  # of the shadow ops, by name
 IMPLEMENTATIONS: dict[tuple[str, str], Callable] = {}  # (op, backend): the function, of those written in Python
 
 # Every op has one schema and one overload per backend, `shadow_conv2d.library` for example: a compiled graph names the
@@ -15,6 +18,33 @@ IMPLEMENTATIONS: dict[tuple[str, str], Callable] = {}  # (op, backend): the func
 #
 # The amount of a noise is a float there, which a compiled graph takes for a constant. `shadow_conv2d_scaled.library` and
 # the like take it as a () tensor on the CPU and are otherwise the same, for graphs in which it changes.
+
+
+def define_shadow_op(signature: Signature, fake: Callable, fake_backward: Callable, backends: Iterable[str]) -> None:
+    """Defines a shadow op and its backward, with one overload for each backend.
+
+    The reference is a composition of differentiable operations and needs no backward of its own.
+    """
+    SIGNATURES[signature.op] = signature
+    for backend in backends:
+        define(signature.op, signature.schema, signature.flat_forward(fake), backend)
+        if backend != "reference":
+            define(f"{signature.op}_bwd", signature.schema_bwd, signature.flat_backward(fake_backward), backend)
+
+
+def implement_shadow_op(
+    op: str,
+    backend: str,
+    forward: Callable,
+    backward: Callable | None = None,
+    dispatch_key: str = "CompositeExplicitAutograd",
+) -> None:
+    """Registers a backend's functions, of a draw and a layout, for the op. backward: None for the reference"""
+    signature = SIGNATURES[op]
+    implement(op, backend, signature.flat_forward(forward), dispatch_key)
+    if backward is not None:
+        implement(f"{op}_bwd", backend, signature.flat_backward(backward), dispatch_key)
+        IMPLEMENTATIONS[op, backend], IMPLEMENTATIONS[f"{op}_bwd", backend] = forward, backward
 
 
 def define(op: str, schema: str, fake: Callable, backend: str) -> None:
@@ -35,9 +65,7 @@ def define(op: str, schema: str, fake: Callable, backend: str) -> None:
 
 
 def implement(op: str, backend: str, function: Callable, dispatch_key: str = "CompositeExplicitAutograd") -> None:
-    """Registers a Python implementation of `op.backend`."""
+    """Registers a Python implementation of `op.backend`, of the op's flat arguments."""
     LIBRARY.impl(f"{op}.{backend}", function, dispatch_key)
     if backend == "reference":
         LIBRARY.impl(f"{op}{SCALED}.{backend}", function, dispatch_key)
-    else:
-        IMPLEMENTATIONS[op, backend] = function

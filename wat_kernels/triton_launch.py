@@ -335,6 +335,63 @@ def programs_wanted(device: torch.device) -> int:
     return 2 * torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 10
 
 
+class WeightPlan(NamedTuple):
+    """The launch of a weight gradient, and what it takes besides its results.
+
+    weight_format: that PW is copied to first; None where it is read as it is
+    """
+
+    launch: Planned
+    scratch: Scratch
+    weight_format: torch.memory_format | None = None
+
+
+class Scratch(NamedTuple):
+    """What a weight gradient needs of memory.
+
+    sums:  lines of the gain's gradient that are to be added up
+    parts: fp32 numbers of the parts of a sum that is cut
+    tiles: counters of the parts that have arrived
+    """
+
+    sums: int
+    parts: int
+    tiles: int
+
+    def new(self, x: Tensor, outputs: int, zeroed: bool = False) -> tuple[Tensor | None, ...]:
+        """dgain (sums, outputs), parts, arrived as kernels take them. zeroed: where some sums may stay unwritten
+
+        The counters are zeroed at each call. Kept ones would save a fill, but could lie in the memory of a CUDA graph that
+        was recorded around the call, and be gone with it.
+        """
+        new_sums = x.new_zeros if zeroed else x.new_empty
+        return (
+            new_sums((self.sums, outputs), dtype=torch.float32) if self.sums else None,
+            x.new_empty(self.parts, dtype=torch.float32) if self.parts else None,
+            x.new_zeros(self.tiles, dtype=torch.int32) if self.parts else None,
+        )
+
+
+class Cut(NamedTuple):
+    """A sum over `blocks` blocks for each of `tiles` tiles of `size` numbers, in as many parts as the device wants."""
+
+    tiles: int
+    blocks: int
+    size: int
+
+    def splits(self, programs: int) -> int:
+        return splits_of(self.tiles, self.blocks, programs)
+
+    def scratch(self, sums: int, programs: int) -> Scratch:
+        splits = self.splits(programs)
+        return Scratch(sums, splits * self.tiles * self.size, self.tiles) if splits > 1 else Scratch(sums, 0, 0)
+
+
+def most_scratch(each: Sequence[Scratch]) -> Scratch:
+    """Enough for every one of them."""
+    return Scratch(*(max(column) for column in zip(*each, strict=True)))
+
+
 def meta_of(tensor: Tensor | None) -> tuple | None:
     """What a plan knows of a gain: how many elements, and of which dtype."""
     return None if tensor is None else (tensor.numel(), tensor.dtype)

@@ -51,7 +51,7 @@ def _emulate(folder: Path) -> None:
     from tests.cuda import emulation
     from wat_kernels.ops.conv2d import cuda as depthwise
     from wat_kernels.ops.linear import cuda as linear
-    from wat_kernels.torch_library import implement
+    from wat_kernels.torch_library import implement_shadow_op
 
     accepts: Callable = lambda call: "" if call.device == "cpu" else f"x is on {call.device}; this is a rehearsal"  # noqa: E731
     for name, op, backend in zip(_EMULATED, ("shadow_conv2d", "shadow_linear"), (depthwise, linear), strict=True):
@@ -59,5 +59,4 @@ def _emulate(folder: Path) -> None:
         backend.stream_of = lambda tensor: 0
         backend.multiprocessors = lambda device: _MULTIPROCESSORS
         backend.refusal = accepts
-        implement(op, "cuda", backend._fwd, "CPU")
-        implement(f"{op}_bwd", "cuda", backend._bwd, "CPU")
+        implement_shadow_op(op, "cuda", backend.forward, backend.backward, "CPU")

@@ -16,6 +16,7 @@ from wat_kernels.ops.conv2d import reference as conv_reference
 from wat_kernels.ops.conv2d.geometry import resolve_padding
 from wat_kernels.ops.conv2d.library import Rectangle, active_rectangle, cropped_padding
 from wat_kernels.ops.linear import reference as linear_reference
+from wat_kernels.signature import Draw
 from watnn.conversion import UNWRAP, folds_gain, plain_layer, replace_modules, revert, shared_weights
 from watnn.distributed import refuse_wrapped
 from watnn.layers import ShadowConv, ShadowLayer, WATConv1d, WATLinear, as_2d, shadow_layers
@@ -31,16 +32,14 @@ def shadow_weight(layer: ShadowLayer, key: int | Tensor) -> Tensor:
     if not isinstance(layer, ShadowLayer):
         raise TypeError(f"layer is {type(layer).__name__}; accepted is a shadow layer such as WATConv2d")
     key = as_key(key, layer.weight.device)
-    noise, amount = (layer.noise.code, layer.noise.amount) if layer.noise is not None else (0, 0.0)
+    noise = (layer.noise.code, layer.noise.amount) if layer.noise is not None else (0, 0.0)
     if isinstance(layer, WATLinear):
-        thresholds, rows = (None, None) if layer.matrix_grid is None else layer.matrix_grid.on(layer.weight.device)
-        weights = linear_reference.shadow_weights(layer.weight, key, thresholds, rows, layer.shadows, noise, amount)
+        grid = None if layer.matrix_grid is None else layer.matrix_grid.on(layer.weight.device)
+        weights = linear_reference.shadow_weights(layer.weight, Draw(key, grid, layer.shadows, *noise))
     else:
         assert isinstance(layer, ShadowConv)
         table = layer.tap_table.on(layer.weight.device)
-        weights = conv_reference.shadow_weights(
-            _as_2d(layer.weight), key, table.thresholds, table.taps, layer.shadows, noise, amount
-        )
+        weights = conv_reference.shadow_weights(_as_2d(layer.weight), Draw(key, table, layer.shadows, *noise))
     weights = weights.view(layer.shadows, *layer.weight.shape)
     return weights if layer.shadows > 1 else weights[0]
 

@@ -30,6 +30,9 @@ from wat_kernels import Noise, TapTable, philox
 from wat_kernels.dispatch import Call
 from wat_kernels.extension import CUDA
 from wat_kernels.ops.conv2d import cuda
+from wat_kernels.ops.conv2d.schema import SIGNATURE
+
+forward, backward = SIGNATURE.flat_forward(cuda.forward), SIGNATURE.flat_backward(cuda.backward)
 
 NO_GPU = "no GPU that runs the CUDA library" if CUDA.available else CUDA.reason
 HAS_GPU = CUDA.available and torch.cuda.is_available()
@@ -85,11 +88,11 @@ def compute(case, dy=None, device="cpu", mask=None):
     """[y] or, given dy, [y, dx, dweight, dbias, dgain]; what is absent is None."""
     x, weight, bias, gain = (on(tensor, device) for tensor in (case.x, case.weight, case.bias, case.gain))
     arguments = [on(value, device) if isinstance(value, torch.Tensor) else value for value in arguments_of(case)]
-    y = cuda._fwd(x, weight, bias, gain, *arguments)
+    y = forward(x, weight, bias, gain, *arguments)
     if dy is None:
         return [y.cpu()]
     mask = mask or [True, True, bias is not None, gain is not None]
-    grads = cuda._bwd(on(dy, device), x, weight, gain, *arguments, mask)
+    grads = backward(on(dy, device), x, weight, gain, *arguments, mask)
     return [y.cpu(), *(grad.cpu() if wanted else None for grad, wanted in zip(grads, mask, strict=True))]
 
 

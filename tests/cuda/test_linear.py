@@ -13,6 +13,9 @@ from tests.cuda.emulation import library
 from tests.native.test_linear_native import Case, arguments_of, dy_of, expected, layout
 from wat_kernels import MatrixGrid, Noise, philox, shadow_linear
 from wat_kernels.ops.linear import cuda
+from wat_kernels.ops.linear.schema import SIGNATURE
+
+forward, backward = SIGNATURE.flat_forward(cuda.forward), SIGNATURE.flat_backward(cuda.backward)
 
 # difference <= of_sum * (the same sum of absolute values) + of_result * |result| + least; fp16 numbers are 6e-8 apart
 TOLERANCES = {
@@ -46,8 +49,8 @@ def run(device, case, dy, mask=None):
     there = on(device, case)
     key, thresholds, grid, *rest = arguments_of(case)
     draw = tuple(None if t is None else t.to(device) for t in (key, thresholds, grid))
-    y = cuda._fwd(there.x, there.weight, there.bias, there.gain, *draw, *rest)
-    grads = cuda._bwd(dy.to(device), there.x, there.weight, there.gain, *draw, *rest, mask)
+    y = forward(there.x, there.weight, there.bias, there.gain, *draw, *rest)
+    grads = backward(dy.to(device), there.x, there.weight, there.gain, *draw, *rest, mask)
     return [y.cpu(), *(grad.cpu() if wanted else None for grad, wanted in zip(grads, mask, strict=True))]
 
 
@@ -240,13 +243,13 @@ def test_wrong_arguments_are_named(device):
     x, weight = torch.randn(4, 3, device=device), torch.randn(5, 3, device=device)
     draw = (torch.tensor(1, device=device), None, None)
     with pytest.raises(RuntimeError, match="shadows=3 does not divide the 4 rows"):
-        cuda._fwd(x, weight, None, None, *draw, 3, 0, 0.0)
+        forward(x, weight, None, None, *draw, 3, 0, 0.0)
     with pytest.raises(RuntimeError, match="65 rows; accepted are at most 64"):
-        cuda._fwd(torch.randn(65, 3, device=device), weight, None, None, *draw, 1, 0, 0.0)
+        forward(torch.randn(65, 3, device=device), weight, None, None, *draw, 1, 0, 0.0)
     with pytest.raises(RuntimeError, match="accepted are float32"):
-        cuda._fwd(x.double(), weight.double(), None, None, *draw, 1, 0, 0.0)
+        forward(x.double(), weight.double(), None, None, *draw, 1, 0, 0.0)
     with pytest.raises(RuntimeError, match="gain has 2 elements"):
-        cuda._fwd(x, weight, None, torch.ones(2, device=device), *draw, 1, 0, 0.0)
+        forward(x, weight, None, torch.ones(2, device=device), *draw, 1, 0, 0.0)
 
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

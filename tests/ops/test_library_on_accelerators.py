@@ -4,8 +4,13 @@ import pytest
 import torch
 
 from wat_kernels import MatrixGrid, Noise, TapTable, shadow_conv2d, shadow_linear
+from wat_kernels.matrix_grid import MatrixGridTensors
 from wat_kernels.ops.conv2d import library as conv
+from wat_kernels.ops.conv2d.geometry import Convolution
 from wat_kernels.ops.linear import library as linear
+from wat_kernels.ops.linear.schema import Linear
+from wat_kernels.signature import Draw
+from wat_kernels.tap_table import TableTensors
 
 GRID = MatrixGrid([[0, 0, 3 << 16, 2 << 16], [1, 0, 2 << 16, 3 << 16], [0, 1, 0, 3 << 16], [1, 1, 0, 0]], [0.25] * 4)
 
@@ -51,9 +56,9 @@ def test_nothing_is_read_on_the_host():
     with torch.device("meta"):
         key, thresholds = torch.zeros((), dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
         x, weight, grid = torch.ones(6, 7), torch.ones(5, 7), torch.zeros(4, 4, dtype=torch.int64)
-        arguments = (key, thresholds, grid, 2, 2, 0.3)
-        assert linear._fwd(x, weight, None, None, *arguments).shape == (6, 5)
-        assert linear._bwd(x.new_ones(6, 5), x, weight, None, *arguments, [True] * 3 + [False])[1].shape == (5, 7)
+        drawn = Draw(key, MatrixGridTensors(thresholds, grid), 2, 2, 0.3), Linear()
+        assert linear.forward(x, weight, None, None, *drawn).shape == (6, 5)
+        assert linear.backward(x.new_ones(6, 5), x, weight, None, *drawn, [True] * 3 + [False])[1].shape == (5, 7)
         x, weight, taps = torch.ones(4, 3, 6, 6), torch.ones(5, 3, 3, 3), torch.zeros(4, 28, dtype=torch.int32)
-        geometry = ([1, 1], [1, 1, 1, 1], [1, 1], 1, 2, 2, 0.3)
-        assert conv._fwd(x, weight, None, None, key, thresholds, taps, taps, *geometry).shape == (4, 5, 6, 6)
+        drawn = Draw(key, TableTensors(thresholds, taps, taps), 2, 2, 0.3), Convolution((1, 1), (1, 1, 1, 1), (1, 1), 1)
+        assert conv.forward(x, weight, None, None, *drawn).shape == (4, 5, 6, 6)

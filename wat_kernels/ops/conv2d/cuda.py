@@ -12,11 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wat_kernels.cuda_launch import multiprocessors, refusal, stream_of
+from wat_kernels.cuda_launch import dense, multiprocessors, refusal, stream_of
 from wat_kernels.dispatch import Call
-from wat_kernels.ops.conv2d.geometry import memory_format, output_size
+from wat_kernels.ops.conv2d.geometry import Convolution, memory_format
 from wat_kernels.qualified import qualified
-from wat_kernels.torch_library import LIBRARY, implement
+from wat_kernels.signature import Draw, Gradients, gain_gradient, gradients
+from wat_kernels.torch_library import LIBRARY, implement_shadow_op
 
 _MOST_TAPS = 1024
 _DRAW = (
@@ -54,94 +55,58 @@ def worthwhile(call: Call) -> tuple[bool, str]:
     return qualified("shadow_conv2d", "cuda", call)
 
 
-def _fwd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    key: Tensor,
-    thresholds: Tensor,
-    taps: Tensor,
-    taps_t: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    shadows: int,
-    noise: int,
-    amount: float,
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
 ) -> Tensor:
     """x (N, C, H, W), weight (C, 1, kh, kw), bias (C,), gain (), (1,) or (C,) -> (N, C, H_out, W_out)."""
     form = memory_format(x, weight)
-    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    y = torch.empty((x.shape[0], weight.shape[0], *size), dtype=x.dtype, device=x.device, memory_format=form)
+    y = torch.empty(layout.output_shape(x, weight), dtype=x.dtype, device=x.device, memory_format=form)
     if y.numel():
-        draw = (key, thresholds, taps, taps_t, stride, padding, dilation, shadows, noise, amount)
         torch.ops.wat_kernels.cuda_depthwise_gather(
-            _in_format(x, form), _one_tap_stride(weight), _dense(bias), _dense(gain), *draw, y, False, *_device(x)
-        )
+            _in_format(x, form), _one_tap_stride(weight), dense(bias), dense(gain), *_drawn(draw, layout), y, False,
+            *_device(x),
+        )  # fmt: skip
     return y
 
 
-def _bwd(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gain: Tensor | None,
-    key: Tensor,
-    thresholds: Tensor,
-    taps: Tensor,
-    taps_t: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    shadows: int,
-    noise: int,
-    amount: float,
-    mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Convolution, mask: Sequence[bool]
+) -> Gradients:
     """The gradients of x, weight, bias and gain where `mask` asks for them; empty tensors elsewhere.
 
     dx is one launch; the others are one together.
     """
     needs_x, needs_weight, needs_bias, needs_gain = mask
-    form = memory_format(x, weight)
-    draw = (key, thresholds, taps, taps_t, stride, padding, dilation, shadows, noise, amount)
-    weight_read, gain_read, dy = _one_tap_stride(weight), _dense(gain), _in_format(dy, form)
-    dx = torch.empty_like(x, memory_format=form) if needs_x else x.new_empty(0)
-    if dx.numel():
+    form, drawn = memory_format(x, weight), _drawn(draw, layout)
+    weight_read, gain_read, dy = _one_tap_stride(weight), dense(gain), _in_format(dy, form)
+    dx = torch.empty_like(x, memory_format=form) if needs_x else None
+    if dx is not None and dx.numel():
         if dy.numel():
-            torch.ops.wat_kernels.cuda_depthwise_gather(dy, weight_read, None, gain_read, *draw, dx, True, *_device(x))
+            torch.ops.wat_kernels.cuda_depthwise_gather(dy, weight_read, None, gain_read, *drawn, dx, True, *_device(x))
         else:
             dx.zero_()
     dweight = torch.empty_like(weight, memory_format=form) if needs_weight else None
     dbias = dy.new_empty(weight.shape[0]) if needs_bias else None
-    per_channel = dy.new_empty(weight.shape[0], dtype=torch.float32) if needs_gain else None
+    each = dy.new_empty(weight.shape[0], dtype=torch.float32) if needs_gain else None
     if any(mask[1:]):
         if dy.numel():
-            arrived = arrivals(x.device, x.shape[1])
             torch.ops.wat_kernels.cuda_depthwise_weight(
-                dy,
-                _in_format(x, form),
-                weight_read,
-                gain_read,
-                *draw,
-                dweight,
-                dbias,
-                per_channel,
-                arrived,
-                *_device(x),
-            )
+                dy, _in_format(x, form), weight_read, gain_read, *drawn, dweight, dbias, each,
+                arrivals(x.device, x.shape[1]), *_device(x),
+            )  # fmt: skip
         else:
-            for gradient in (dweight, dbias, per_channel):
+            for gradient in (dweight, dbias, each):
                 if gradient is not None:
                     gradient.zero_()
-    dgain = None
-    if per_channel is not None and gain is not None:
-        dgain = (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)
-    dweight, dbias, dgain = (x.new_empty(0) if grad is None else grad for grad in (dweight, dbias, dgain))
-    return dx, dweight, dbias, dgain
+    dgain = None if each is None or gain is None else gain_gradient(each, gain)
+    return gradients(x, dx, dweight, dbias, dgain)
+
+
+def _drawn(draw: Draw, layout: Convolution) -> tuple:
+    """draw and layout as the kernels' ops take them."""
+    return (
+        draw.key, *draw.table, layout.stride, layout.padding, layout.dilation, draw.shadows, draw.noise, draw.amount,
+    )  # fmt: skip
 
 
 def _in_format(image: Tensor, form: torch.memory_format) -> Tensor:
@@ -154,14 +119,6 @@ def _in_format(image: Tensor, form: torch.memory_format) -> Tensor:
 def _one_tap_stride(weight: Tensor) -> Tensor:
     height, width = weight.shape[2:]
     return weight if height == 1 or width == 1 or weight.stride(2) == width * weight.stride(3) else weight.contiguous()
-
-
-def _dense(vector: Tensor | None) -> Tensor | None:
-    """A bias or a gain of a dtype and layout that kernels read."""
-    if vector is None:
-        return None
-    readable = vector.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return (vector if readable else vector.float()).contiguous()
 
 
 def _device(tensor: Tensor) -> tuple[int, int]:
@@ -178,5 +135,4 @@ def arrivals(device: torch.device, channels: int) -> Tensor:
     return torch.zeros(2 * channels + 4 * multiprocessors(device), dtype=torch.int32, device=device)
 
 
-implement("shadow_conv2d", "cuda", _fwd, "CUDA")
-implement("shadow_conv2d_bwd", "cuda", _bwd, "CUDA")
+implement_shadow_op("shadow_conv2d", "cuda", forward, backward, "CUDA")

@@ -1,8 +1,9 @@
-"""Sizes of a 2-d convolution: what the wrapper computes once and every backend reads."""
+"""How a 2-d convolution is laid out: what the wrapper computes once and every backend reads."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,6 +11,29 @@ from torch import Tensor
 from wat_kernels import torch_func
 
 Padding = tuple[int, int, int, int]  # top, bottom, left, right
+
+
+class Convolution(NamedTuple):
+    """stride, dilation: of rows and columns; padding: top, bottom, left, right"""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """(H_out, W_out) of an input of `size` = (H, W)."""
+        top, bottom, left, right = self.padding
+        padded = (size[0] + top + bottom, size[1] + left + right)
+        height, width = (
+            (p - d * (k - 1) - 1) // s + 1
+            for p, k, s, d in zip(padded, kernel, self.stride, self.dilation, strict=True)
+        )
+        return height, width
+
+    def output_shape(self, x: Tensor, weight: Tensor) -> tuple[int, int, int, int]:
+        """(N, O, H_out, W_out) of x (N, C, H, W) and weight (O, C / groups, kh, kw)."""
+        return x.shape[0], weight.shape[0], *self.output_size(x.shape[2:], weight.shape[2:])
 
 
 def pair(value: int | Sequence[int], argument: str, least: int) -> tuple[int, int]:
@@ -39,17 +63,6 @@ def resolve_padding(
         raise ValueError(f"padding={padding!r}; accepted are 'same', 'valid', an int or two ints >= 0")
     vertical, horizontal = pair(padding, "padding", 0)
     return vertical, vertical, horizontal, horizontal
-
-
-def output_size(
-    size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int]:
-    """(H_out, W_out) of an input of `size` = (H, W)."""
-    padded = (size[0] + padding[0] + padding[1], size[1] + padding[2] + padding[3])
-    height, width = (
-        (p - d * (k - 1) - 1) // s + 1 for p, k, s, d in zip(padded, kernel, stride, dilation, strict=True)
-    )
-    return height, width
 
 
 def memory_format(x: Tensor, weight: Tensor) -> torch.memory_format:

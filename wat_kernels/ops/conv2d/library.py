@@ -16,8 +16,9 @@ from torch import Tensor
 from wat_kernels import noise_op
 from wat_kernels.dispatch import Call
 from wat_kernels.draw import dense_maps, draw_rows_from, drawn_on_host
-from wat_kernels.ops.conv2d.geometry import Padding, laid_out, memory_format, output_size
-from wat_kernels.torch_library import implement
+from wat_kernels.ops.conv2d.geometry import Convolution, Padding, laid_out, memory_format
+from wat_kernels.signature import Draw, Gradients, gain_gradient, gradients
+from wat_kernels.torch_library import implement_shadow_op
 
 
 def supports(call: Call) -> tuple[bool, str]:
@@ -74,10 +75,8 @@ class _Shadow(NamedTuple):
 class _Noise(NamedTuple):
     """The elementwise noise of one shadow, on the taps of its rectangle."""
 
-    key: Tensor
+    draw: Draw
     shadow: int
-    kind: int
-    amount: float
     kernel: Sequence[int]
     rectangle: Rectangle
 
@@ -86,24 +85,13 @@ class _Noise(NamedTuple):
         channels, width = part.shape[1], self.kernel[1]
         in_order = part.permute(0, 2, 3, 1)  # as the elements are numbered
         noise_op.multiply(
-            in_order, in_order, self.key, self.shadow, self.kind, self.amount,
+            in_order, in_order, self.draw.key, self.shadow, self.draw.noise, self.draw.amount,
             first=(self.rectangle.top * width + self.rectangle.left) * channels,
             steps=(self.kernel[0] * width * channels, width * channels, channels, 1),
         )  # fmt: skip
 
 
-def _form_shadows(
-    weight: Tensor,
-    gain: Tensor | None,
-    key: Tensor,
-    thresholds: Tensor,
-    taps: Tensor,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    shadows: int,
-    noise: int,
-    amount: float,
-) -> Iterator[_Shadow | None]:
+def _form_shadows(weight: Tensor, gain: Tensor | None, draw: Draw, layout: Convolution) -> Iterator[_Shadow | None]:
     """What each chunk convolves with, scaled by the gain; None for a chunk whose row has no active tap.
 
     One after the other, so that there is never more than one SW.
@@ -111,10 +99,11 @@ def _form_shadows(
     kernel = weight.shape[2:]
     count = kernel[0] * kernel[1]
     compute = torch.promote_types(weight.dtype, torch.float32)
-    drawn_rows = draw_rows_from(thresholds, key, shadows)
+    thresholds, taps, _ = draw.table
+    drawn_rows = draw_rows_from(thresholds, draw.key, draw.shadows)
     lines, maps = taps[drawn_rows], dense_maps(taps, drawn_rows, count).to(compute)
-    whole = not drawn_on_host(key)
-    for s in range(shadows):
+    whole = not drawn_on_host(draw.key)
+    for s in range(draw.shadows):
         active = range(count) if whole else lines[s, 1 : 1 + int(lines[s, 0])].tolist()
         rectangle = active_rectangle(active, kernel)
         if rectangle is None:
@@ -124,15 +113,15 @@ def _form_shadows(
         inside = [r * kernel[1] + c for r in rows for c in range(rectangle.left, rectangle.right + 1)]
         tap_map = maps[s] if len(inside) == count else maps[s, inside]
         shadow = torch.einsum("tp,oip->oit", tap_map, weight.flatten(2).to(compute)).unflatten(2, rectangle.size)
-        drawn = _Noise(key, s, noise, amount, kernel, rectangle) if noise else None
-        if drawn is not None:
-            drawn.multiply(shadow)
+        noise = _Noise(draw, s, kernel, rectangle) if draw.noise else None
+        if noise is not None:
+            noise.multiply(shadow)
         if gain is not None:
             shadow *= gain.reshape(-1, 1, 1, 1).to(compute)
-        top, bottom, left, right = cropped_padding(padding, rectangle, kernel, dilation)
+        top, bottom, left, right = cropped_padding(layout.padding, rectangle, kernel, layout.dilation)
         symmetric = (top if top == bottom >= 0 else 0, left if left == right >= 0 else 0)
         pad = (top - symmetric[0], bottom - symmetric[0], left - symmetric[1], right - symmetric[1])
-        yield _Shadow(tap_map, drawn, shadow.to(weight.dtype), pad, symmetric)
+        yield _Shadow(tap_map, noise, shadow.to(weight.dtype), pad, symmetric)
 
 
 def _window(x: Tensor, pad: Padding) -> Tensor:
@@ -166,64 +155,41 @@ def _clip(grad: Tensor, pad: Padding, size: Sequence[int]) -> Tensor:
     return full
 
 
-def _fwd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    key: Tensor,
-    thresholds: Tensor,
-    taps: Tensor,
-    taps_t: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    shadows: int,
-    noise: int,
-    amount: float,
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
 ) -> Tensor:
-    formed = _form_shadows(weight, gain, key, thresholds, taps, padding, dilation, shadows, noise, amount)
     parts = []
-    for chunk, shadow in zip(x.chunk(shadows) if shadows > 1 else [x], formed, strict=True):
+    for chunk, shadow in zip(_chunks(x, draw), _form_shadows(weight, gain, draw, layout), strict=True):
         if shadow is None:
-            size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-            empty = x.new_zeros(len(chunk), len(weight), *size)
+            empty = x.new_zeros(layout.output_shape(chunk, weight))
             parts.append(empty if bias is None else empty + bias.reshape(-1, 1, 1))
         else:
             window = _window(chunk, shadow.pad)
-            parts.append(torch.conv2d(window, shadow.weight, bias, stride, shadow.symmetric, dilation, groups))
-    y = torch.cat(parts) if shadows > 1 else parts[0]
+            parts.append(
+                torch.conv2d(
+                    window, shadow.weight, bias, layout.stride, shadow.symmetric, layout.dilation, layout.groups
+                )
+            )
+    y = torch.cat(parts) if draw.shadows > 1 else parts[0]
     return laid_out(y, memory_format(x, weight))
 
 
-def _bwd(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gain: Tensor | None,
-    key: Tensor,
-    thresholds: Tensor,
-    taps: Tensor,
-    taps_t: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    shadows: int,
-    noise: int,
-    amount: float,
-    mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _chunks(tensor: Tensor, draw: Draw) -> Sequence[Tensor]:
+    return tensor.chunk(draw.shadows) if draw.shadows > 1 else [tensor]
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Convolution, mask: Sequence[bool]
+) -> Gradients:
     needs_x, needs_weight, needs_bias, needs_gain = mask
     form = memory_format(x, weight)
-    formed = _form_shadows(weight, gain, key, thresholds, taps, padding, dilation, shadows, noise, amount)
     x_parts = []
     compute = torch.promote_types(weight.dtype, torch.float32)
     # not a view of something else: forward mode follows no view out of a function that is written in Python
     dweight = torch.zeros(weight.shape, dtype=compute, device=weight.device)
     unscaled = dweight.flatten(2)  # a view of it, the sum over shadows of M^T (dSW * eps)
-    for chunk, dy_chunk, shadow in zip(x.chunk(shadows), dy.chunk(shadows), formed, strict=True):
+    formed = _form_shadows(weight, gain, draw, layout)
+    for chunk, dy_chunk, shadow in zip(_chunks(x, draw), _chunks(dy, draw), formed, strict=True):
         if shadow is None:
             x_parts.append(torch.zeros_like(chunk))
             continue
@@ -232,12 +198,12 @@ def _bwd(
             _window(chunk, shadow.pad),
             shadow.weight,
             None,
-            stride,
+            layout.stride,
             shadow.symmetric,
-            dilation,
+            layout.dilation,
             False,
             [0, 0],
-            groups,
+            layout.groups,
             [needs_x, needs_weight or needs_gain, False],
         )
         if needs_x:
@@ -247,19 +213,18 @@ def _bwd(
             if shadow.noise is not None:
                 shadow.noise.multiply(dshadow)
             unscaled += torch.einsum("tp,oit->oip", shadow.map, dshadow.flatten(2))
-    dgain = x.new_empty(0)
+    dgain = None
     if needs_gain and gain is not None:
-        per_channel = (unscaled * weight.flatten(2)).sum((1, 2))
-        dgain = (per_channel.sum() if gain.numel() == 1 else per_channel).reshape(gain.shape).to(gain.dtype)
+        dgain = gain_gradient((unscaled * weight.flatten(2)).sum((1, 2)), gain)
     if gain is not None:
         unscaled *= gain.reshape(-1, 1, 1)
-    return (
-        laid_out(torch.cat(x_parts), form) if needs_x else x.new_empty(0),
-        laid_out(dweight.to(weight.dtype), form) if needs_weight else x.new_empty(0),
-        dy.sum((0, 2, 3)) if needs_bias else x.new_empty(0),
+    return gradients(
+        x,
+        laid_out(torch.cat(x_parts), form) if needs_x else None,
+        laid_out(dweight.to(weight.dtype), form) if needs_weight else None,
+        dy.sum((0, 2, 3)) if needs_bias else None,
         dgain,
     )
 
 
-implement("shadow_conv2d", "library", _fwd)
-implement("shadow_conv2d_bwd", "library", _bwd)
+implement_shadow_op("shadow_conv2d", "library", forward, backward)

@@ -25,7 +25,8 @@ from wat_kernels.checks import (
 from wat_kernels.draw import as_key
 from wat_kernels.noise import Noise, TensorNoise
 from wat_kernels.ops.conv2d import cuda, library, native, reference, triton
-from wat_kernels.ops.conv2d.geometry import output_size, pair, resolve_padding
+from wat_kernels.ops.conv2d.geometry import Convolution, pair, resolve_padding
+from wat_kernels.signature import Draw
 from wat_kernels.tap_table import TapTable
 
 # In the order in which `auto` asks: depthwise convolutions to cuda, the others to triton, where this GPU is qualified.
@@ -81,22 +82,24 @@ def shadow_conv2d(
     inputs = cast(cast_to, batched, weight, bias)
     with without_autocast(cast_to, x.device.type):
         if plan.empty:
-            y = _plain(*inputs, gain, *plan.arguments)
+            y = _plain(*inputs, gain, plan.layout)
         else:
             dispatch.record(plan.decision)
-            arguments = (*table.on(x.device), *plan.arguments)
-            y = autograd.apply("shadow_conv2d", plan.decision.backend, *inputs, gain, key, arguments)
+            draw = Draw(key, table.on(x.device), shadows, *plan.noise)
+            y = autograd.apply("shadow_conv2d", plan.decision.backend, *inputs, gain, draw, plan.layout)
     return y if x.ndim == 4 else y.squeeze(0)
 
 
 class _Plan(NamedTuple):
-    """What a call comes down to once it is checked: the backend and why not a faster one, and the op's arguments after the table.
+    """What a call comes down to once it is checked: the backend and why not a faster one, and how it is laid out.
 
+    noise: kind and amount
     empty: without input channels there is no weight to draw
     """
 
     decision: dispatch.Decision
-    arguments: tuple
+    layout: Convolution
+    noise: tuple
     empty: bool
 
 
@@ -124,13 +127,13 @@ def _plan(
     batch, (channels, *size) = x.shape[0] if len(x.shape) == 4 else 1, x.shape[-3:]
     kernel = (weight.shape[2], weight.shape[3])
     stride, dilation = pair(stride, "stride", 1), pair(dilation, "dilation", 1)
-    pads = resolve_padding(padding, kernel, stride, dilation)
+    layout = Convolution(stride, resolve_padding(padding, kernel, stride, dilation), dilation, groups)
     _check_channels(channels, weight.shape, groups)
     check_table(table, kernel)
-    output = output_size(size, kernel, stride, pads, dilation)
+    output = layout.output_size(size, kernel)
     if min(output) < 1:
         raise ValueError(
-            f"x of {tuple(size)} padded by {pads} is smaller than the kernel {kernel} with dilation {dilation}"
+            f"x of {tuple(size)} padded by {layout.padding} is smaller than the kernel {kernel} with dilation {dilation}"
         )
     if min(size) == 0 and batch > 0 and channels > 0:
         raise ValueError(
@@ -143,7 +146,7 @@ def _plan(
     rows = batch * output[0] * output[1]
     call = dispatch.Call(x.device.type, dtype, kernel, channels, weight.shape[0], groups, code, rows, x.device.index)
     chosen = dispatch.decide("shadow_conv2d", BACKENDS, backend, environment, call)
-    return _Plan(chosen, (stride, pads, dilation, groups, shadows, code, amount), channels == 0)
+    return _Plan(chosen, layout, (code, amount), channels == 0)
 
 
 def _plain(
@@ -151,19 +154,15 @@ def _plain(
     weight: Tensor,
     bias: Tensor | None,
     gain: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int, int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    *_drawn: object,
+    layout: Convolution,
 ) -> Tensor:
     """torch's own convolution of images without channels, whatever torch makes of them."""
-    top, bottom, left, right = padding
+    top, bottom, left, right = layout.padding
     if (top, left) != (bottom, right):
         x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
     if gain is not None:
         weight = weight * gain.reshape(-1, 1, 1, 1).to(weight.dtype)
-    return F.conv2d(x, weight, bias, stride, (top, left), dilation, groups)
+    return F.conv2d(x, weight, bias, layout.stride, (top, left), layout.dilation, layout.groups)
 
 
 def check_table(table: TapTable, kernel: tuple[int, int]) -> None:

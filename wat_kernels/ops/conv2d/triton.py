@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from wat_kernels.dispatch import Call
-from wat_kernels.ops.conv2d.geometry import memory_format, output_size
+from wat_kernels.ops.conv2d.geometry import Convolution, memory_format
 from wat_kernels.qualified import qualified
+from wat_kernels.signature import Draw, Gradients, gain_gradient, gain_kind, gradients
 from wat_kernels.tap_table import identity_line
-from wat_kernels.torch_library import implement
+from wat_kernels.torch_library import implement_shadow_op
 
 try:
     from wat_kernels.ops.conv2d.triton_bwd_weight import conv2d_bwd_weight_kernel
@@ -25,18 +26,20 @@ try:
     from wat_kernels.ops.conv2d.triton_row import MAX_TAPS
     from wat_kernels.triton_launch import (
         INTERPRETED,
+        Cut,
         Planned,
         Tuned,
+        WeightPlan,
         dense,
         fp32_precision,
         is_wide,
         keep,
         meta_of,
+        most_scratch,
         noise_numbers,
         plans,
         programs_wanted,
         refusal,
-        splits_of,
     )
 
     _MISSING = ""
@@ -113,47 +116,56 @@ if not _MISSING:
 
 
 def forward_numbers(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, y: Tensor, thresholds: Tensor, taps: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, shadows: int, noise: int,
-) -> tuple:  # fmt: skip
-    """What `conv2d_fwd_kernel` takes after the noise's scale and cut and a configuration does not set. Shapes as in `_fwd`."""
-    tap_numbers = _tap_numbers(weight, taps)
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, y: Tensor, draw: Draw, layout: Convolution
+) -> tuple:
+    """What `conv2d_fwd_kernel` takes after the noise's scale and cut and a configuration does not set. Shapes as in `forward`."""
     return (
-        len(thresholds), shadows, x.shape[0] // shadows, groups, weight.shape[1], weight.shape[0] // groups,
-        *x.shape[2:], *y.shape[2:], *x.stride(), *_weight_strides(weight), *y.stride(), *stride, padding[0],
-        padding[2], *dilation, *tap_numbers, bias is not None, _gain_kind(gain), noise, weight.shape[1] % 8 == 0,
-        is_wide(x, weight, y), _precision(x),
+        *_sizes(x, weight, draw, layout), *x.shape[2:], *y.shape[2:], *x.stride(), *_weight_strides(weight), *y.stride(),
+        *_steps(layout), *_tap_numbers(weight, draw.table.taps), bias is not None,
+        *_kinds(gain, weight, draw), is_wide(x, weight, y), _precision(x),
     )  # fmt: skip
 
 
 def bwd_data_numbers(
-    dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, thresholds: Tensor, taps: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, shadows: int, noise: int,
-) -> tuple:  # fmt: skip
+    dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw: Draw, layout: Convolution
+) -> tuple:
     """The same for `conv2d_bwd_data_kernel`."""
-    tap_numbers = _tap_numbers(weight, taps)
     return (
-        len(thresholds), shadows, dx.shape[0] // shadows, groups, weight.shape[1], weight.shape[0] // groups,
-        *dx.shape[2:], *dy.shape[2:], *dy.stride(), *_weight_strides(weight), *dx.stride(), *stride, padding[0],
-        padding[2], *dilation, *tap_numbers, _gain_kind(gain), noise, weight.shape[1] % 8 == 0,
+        *_sizes(dx, weight, draw, layout), *dx.shape[2:], *dy.shape[2:], *dy.stride(), *_weight_strides(weight),
+        *dx.stride(), *_steps(layout), *_tap_numbers(weight, draw.table.taps), *_kinds(gain, weight, draw),
         is_wide(dy, weight, dx), _precision(dy),
     )  # fmt: skip
 
 
 def bwd_weight_numbers(
-    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, dgain: Tensor | None,
-    thresholds: Tensor, taps_t: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    groups: int, shadows: int, noise: int, programs: int,
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, dgain: Tensor | None, draw: Draw,
+    layout: Convolution, programs: int,
 ) -> tuple:  # fmt: skip
     """The same for `conv2d_bwd_weight_kernel`."""
-    count, kernel_w, width, slots, _, _ = _tap_numbers(weight, taps_t)
     written = _weight_strides(weight if dweight is None else dweight)
     return (
-        len(thresholds), shadows, x.shape[0] // shadows, groups, weight.shape[1], weight.shape[0] // groups,
-        *x.shape[2:], *dy.shape[2:], *dy.stride(), *x.stride(), *_weight_strides(weight), *written, *stride,
-        padding[0], padding[2], *dilation, programs, count, kernel_w, width, slots, dweight is not None,
-        dgain is not None, _gain_kind(gain), noise, weight.shape[1] % 8 == 0, is_wide(dy, x, weight), _precision(x),
+        *_sizes(x, weight, draw, layout), *x.shape[2:], *dy.shape[2:], *dy.stride(), *x.stride(), *_weight_strides(weight),
+        *written, *_steps(layout), programs, *_tap_numbers(weight, draw.table.taps_t)[:4], dweight is not None,
+        dgain is not None, *_kinds(gain, weight, draw), is_wide(dy, x, weight), _precision(x),
     )  # fmt: skip
+
+
+def _sizes(x: Tensor, weight: Tensor, draw: Draw, layout: Convolution) -> tuple[int, ...]:
+    """rows, shadows, images, groups, in_channels, out_channels of the kernels. x: or dx"""
+    return (
+        len(draw.table.thresholds), draw.shadows, x.shape[0] // draw.shadows, layout.groups, weight.shape[1],
+        weight.shape[0] // layout.groups,
+    )  # fmt: skip
+
+
+def _steps(layout: Convolution) -> tuple[int, ...]:
+    """stride_h, stride_w, pad_top, pad_left, dil_h, dil_w of the kernels."""
+    return (*layout.stride, layout.padding[0], layout.padding[2], *layout.dilation)
+
+
+def _kinds(gain: Tensor | None, weight: Tensor, draw: Draw) -> tuple[int, int, bool]:
+    """GAIN, NOISE, PACKED of the kernels."""
+    return gain_kind(gain), draw.noise, weight.shape[1] % 8 == 0
 
 
 def _tap_numbers(weight: Tensor, taps: Tensor) -> tuple[int, ...]:
@@ -184,10 +196,6 @@ def _weight_format(weight: Tensor, pixels: int) -> torch.memory_format | None:
     return None
 
 
-def _gain_kind(gain: Tensor | None) -> int:
-    return 0 if gain is None else 1 if gain.numel() == 1 else 2
-
-
 def _precision(x: Tensor) -> str:
     cudnn: Any = torch.backends.cudnn  # its settings are not all known to type checkers
     return fp32_precision(cudnn.conv.fp32_precision) if x.dtype == torch.float32 else "ieee"
@@ -212,21 +220,19 @@ class _ForwardPlan(NamedTuple):
     launch: Planned | None  # None where y has no elements
 
 
-def _fwd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor, thresholds: Tensor, taps: Tensor,
-    taps_t: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, shadows: int,
-    noise: int, amount: float,
-) -> Tensor:  # fmt: skip
+def forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
+) -> Tensor:
     """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out)."""
+    key, (thresholds, taps, _), shadows, noise, amount = draw
     problem = (
         x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), bias is None, meta_of(gain), taps.shape,
-        *stride, *padding, *dilation, groups, shadows, noise, _precision(x),
+        layout, shadows, noise, _precision(x),
     )  # fmt: skip
     bias, gain = dense(bias), dense(gain)
     plan = _FORWARD_PLANS.get(problem)
     if plan is None:
-        rest = (stride, padding, dilation, groups, shadows, noise)
-        plan = keep(_FORWARD_PLANS, problem, _plan_fwd(x, weight, bias, gain, key, thresholds, taps, *rest))
+        plan = keep(_FORWARD_PLANS, problem, _plan_forward(x, weight, bias, gain, draw, layout))
     y = x.new_empty_strided(plan.y_size, plan.y_strides)
     if plan.launch is not None:
         x, weight = _in(plan.x_format, x), _in(plan.weight_format, weight)
@@ -234,37 +240,25 @@ def _fwd(
     return y
 
 
-def _plan_fwd(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, key: Tensor, thresholds: Tensor, taps: Tensor,
-    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, shadows: int, noise: int,
-) -> _ForwardPlan:  # fmt: skip
-    size = output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+def _plan_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
+) -> _ForwardPlan:
     y = torch.empty(
-        (x.shape[0], weight.shape[0], *size), dtype=x.dtype, device=x.device, memory_format=memory_format(x, weight)
+        layout.output_shape(x, weight), dtype=x.dtype, device=x.device, memory_format=memory_format(x, weight)
     )
     if y.numel() == 0:
         return _ForwardPlan(y.shape, y.stride(), None, None, None)
-    formats = _image_format(x), _weight_format(weight, y.shape[0] * size[0] * size[1])
+    image = y.shape[2] * y.shape[3]
+    formats = _image_format(x), _weight_format(weight, y.shape[0] * image)
     x, weight = _in(formats[0], x), _in(formats[1], weight)
-    pixels, channels = x.shape[0] // shadows * size[0] * size[1], weight.shape[0] // groups
+    pixels, channels = x.shape[0] // draw.shadows * image, weight.shape[0] // layout.groups
 
     def programs(meta):
-        return groups * shadows * -(-pixels // meta["BM"]) * -(-channels // meta["BN"])
+        return layout.groups * draw.shadows * -(-pixels // meta["BM"]) * -(-channels // meta["BN"])
 
-    rest = (stride, padding, dilation, groups, shadows, noise)
-    numbers = forward_numbers(x, weight, bias, gain, y, thresholds, taps, *rest)
-    launch = FORWARD[x.element_size()].plan((x, weight, bias, gain, y, key, thresholds, taps), numbers, programs)
-    return _ForwardPlan(y.shape, y.stride(), *formats, launch)
-
-
-class _WeightPlan(NamedTuple):
-    """The launch of a weight gradient, and what it takes besides its results."""
-
-    launch: Planned
-    weight_format: torch.memory_format | None
-    sums: int  # lines of the gain's gradient that are to be added up
-    parts: int  # elements of scratch
-    tiles: int  # counters of arrivals
+    tensors = (x, weight, bias, gain, y, draw.key, draw.table.thresholds, draw.table.taps)
+    numbers = forward_numbers(x, weight, bias, gain, y, draw, layout)
+    return _ForwardPlan(y.shape, y.stride(), *formats, FORWARD[x.element_size()].plan(tensors, numbers, programs))
 
 
 class _BackwardPlan(NamedTuple):
@@ -276,162 +270,101 @@ class _BackwardPlan(NamedTuple):
     x_format: torch.memory_format | None
     weight_format: torch.memory_format | None  # of the data gradient
     data: Planned | None
-    weight: _WeightPlan | None
+    weight: WeightPlan | None
 
 
-def _bwd(
-    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, key: Tensor, thresholds: Tensor, taps: Tensor,
-    taps_t: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, shadows: int,
-    noise: int, amount: float, mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Convolution, mask: Sequence[bool]
+) -> Gradients:
     """The gradients of x, weight, bias and gain where `mask` asks for them; empty tensors elsewhere."""
     needs_x, needs_weight, needs_bias, needs_gain = mask
+    key, (thresholds, taps, taps_t), shadows, noise, amount = draw
     problem = (
         dy.stride(), x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), meta_of(gain), taps.shape,
-        taps_t.shape, *stride, *padding, *dilation, groups, shadows, noise, _precision(x), needs_x, needs_weight,
-        needs_gain,
+        taps_t.shape, layout, shadows, noise, _precision(x), needs_x, needs_weight, needs_gain,
     )  # fmt: skip
     dense_gain = dense(gain)
     plan = _BACKWARD_PLANS.get(problem)
     if plan is None:
-        tensors = (dy, x, weight, dense_gain, key, thresholds, taps, taps_t)
-        rest = (stride, padding, dilation, groups, shadows, noise)
-        plan = keep(_BACKWARD_PLANS, problem, _plan_bwd(*tensors, *rest, needs_x, needs_weight, needs_gain))
+        plan = keep(_BACKWARD_PLANS, problem, _plan_backward(dy, x, weight, dense_gain, draw, layout, mask))
     amounts = noise_numbers(noise, amount)
-    dbias = dy.sum((0, 2, 3)) if needs_bias else x.new_empty(0)
+    dbias = dy.sum((0, 2, 3)) if needs_bias else None
     if plan.data is not None or plan.weight is not None:
         dy = _in(plan.dy_format, dy)
-    dx = x.new_empty_strided(x.shape, plan.dx_strides) if needs_x else x.new_empty(0)
+    dx = x.new_empty_strided(x.shape, plan.dx_strides) if needs_x else None
     if plan.data is not None:
-        read = _in(plan.weight_format, weight)
-        plan.data((dy, read, dense_gain, dx, key, thresholds, taps), amounts)
+        plan.data((dy, _in(plan.weight_format, weight), dense_gain, dx, key, thresholds, taps), amounts)
     dweight = weight.new_empty_strided(weight.shape, plan.dweight_strides) if needs_weight else None
     dgain = None
     if plan.weight is not None:
-        dgain = _bwd_weight(
-            plan.weight, dy, _in(plan.x_format, x), weight, dense_gain, dweight, key, thresholds, taps_t, amounts
-        )
+        scratch = plan.weight.scratch.new(x, len(weight))
+        read = _in(plan.weight.weight_format, weight)
+        tensors = (dy, _in(plan.x_format, x), read, dense_gain, dweight, *scratch, key, thresholds, taps_t)
+        plan.weight.launch(tensors, amounts)
+        if scratch[0] is not None and gain is not None:
+            dgain = gain_gradient(scratch[0], gain)
     elif needs_gain and gain is not None:
         dgain = torch.zeros_like(gain)
-    if dgain is not None and gain is not None:
-        dgain = dgain.reshape(gain.shape).to(gain.dtype)
-    return dx, x.new_empty(0) if dweight is None else dweight, dbias, x.new_empty(0) if dgain is None else dgain
+    return gradients(x, dx, dweight, dbias, dgain)
 
 
-def _plan_bwd(
-    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, key: Tensor, thresholds: Tensor, taps: Tensor,
-    taps_t: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, shadows: int,
-    noise: int, needs_x: bool, needs_weight: bool, needs_gain: bool,
-) -> _BackwardPlan:  # fmt: skip
+def _plan_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Convolution, mask: Sequence[bool]
+) -> _BackwardPlan:
+    needs_x, needs_weight, _, needs_gain = mask
     form = memory_format(x, weight)
     dx, dweight = (torch.empty_like(t, memory_format=form) for t in (x, weight))
     dy_format, x_format = _image_format(dy), _image_format(x)
     weight_format = _weight_format(weight, dy.shape[0] * dy.shape[2] * dy.shape[3])
-    rest: tuple[Any, ...] = (stride, padding, dilation, groups, shadows, noise)
     dy, data, weight_plan = _in(dy_format, dy), None, None
     if needs_x and dx.numel():
-        tensors: tuple[Any, ...] = (dy, _in(weight_format, weight), gain, dx, key, thresholds, taps)
-        pixels = dx.shape[0] // shadows * -(-dx.shape[2] // stride[0]) * -(-dx.shape[3] // stride[1])
-
-        def programs(meta):
-            tiles = shadows * -(-pixels // meta["BM"]) * -(-weight.shape[1] // meta["BN"])
-            return groups * stride[0] * stride[1] * tiles
-
-        numbers = bwd_data_numbers(dy, tensors[1], gain, dx, thresholds, taps, *rest)
-        data = BWD_DATA[x.element_size()].plan(tensors, numbers, programs)
+        data = _plan_data(dy, _in(weight_format, weight), gain, dx, draw, layout)
     if (needs_weight or needs_gain) and weight.numel():
-        weight_plan = _plan_bwd_weight(
-            dy,
-            _in(x_format, x),
-            weight,
-            gain,
-            dweight if needs_weight else None,
-            needs_gain,
-            key,
-            thresholds,
-            taps_t,
-            rest,
-        )
+        written = dweight if needs_weight else None
+        weight_plan = _plan_weight(dy, _in(x_format, x), weight, gain, written, needs_gain, draw, layout)
     return _BackwardPlan(dx.stride(), dweight.stride(), dy_format, x_format, weight_format, data, weight_plan)
 
 
-def _plan_bwd_weight(
-    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, needs_gain: bool, key: Tensor,
-    thresholds: Tensor, taps_t: Tensor, rest: tuple[Any, ...],
-) -> _WeightPlan:  # fmt: skip
-    stride, padding, dilation, groups, shadows, noise = rest
-    tuned, target = BWD_WEIGHT[x.element_size()], programs_wanted(x.device)
-    pixels = dy.shape[0] // shadows * dy.shape[2] * dy.shape[3]
-    weight_format = _weight_format(weight, 0)  # of PW it reads one tile at the end
-    weight = _in(weight_format, weight)
-    taps = weight.shape[2] * weight.shape[3]
-
-    def cut(meta):
-        """(parts of the pixels, tiles of the weight), as the kernel has them."""
-        tiles = -(-(weight.shape[0] // groups) // meta["BO"]) * -(-weight.shape[1] // meta["BI"]) * taps * groups
-        return splits_of(tiles, -(-pixels // meta["BP"]), target), tiles
+def _plan_data(dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw: Draw, layout: Convolution) -> Planned:
+    (stride_h, stride_w), groups = layout.stride, layout.groups
+    pixels = dx.shape[0] // draw.shadows * -(-dx.shape[2] // stride_h) * -(-dx.shape[3] // stride_w)
 
     def programs(meta):
-        splits, tiles = cut(meta)
-        return splits * tiles
+        tiles = draw.shadows * -(-pixels // meta["BM"]) * -(-weight.shape[1] // meta["BN"])
+        return groups * stride_h * stride_w * tiles
 
-    def needs(meta):
-        """Lines for the gain's gradient, elements of scratch, counters."""
-        splits, tiles = cut(meta)
-        sums = -(-weight.shape[1] // meta["BI"]) * taps if needs_gain else 0
-        return (sums, splits * tiles * meta["BO"] * meta["BI"], tiles) if splits > 1 else (sums, 0, 0)
+    tensors = (dy, weight, gain, dx, draw.key, draw.table.thresholds, draw.table.taps)
+    return BWD_DATA[dy.element_size()].plan(tensors, bwd_data_numbers(dy, weight, gain, dx, draw, layout), programs)
 
-    most = (max(column) for column in zip(*(needs(config.kwargs) for config in tuned.configs), strict=True))
-    scratch = _weight_scratch(x, weight.shape[0], *most)
-    tensors: tuple[Any, ...] = (dy, x, weight, gain, dweight, *scratch, key, thresholds, taps_t)
-    numbers = bwd_weight_numbers(
-        dy,
-        x,
-        weight,
-        gain,
-        dweight,
-        scratch[0],
-        thresholds,
-        taps_t,
-        stride,
-        padding,
-        dilation,
-        groups,
-        shadows,
-        noise,
-        target,
-    )
+
+def _plan_weight(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, needs_gain: bool, draw: Draw,
+    layout: Convolution,
+) -> WeightPlan:  # fmt: skip
+    tuned, target = BWD_WEIGHT[x.element_size()], programs_wanted(x.device)
+    pixels = dy.shape[0] // draw.shadows * dy.shape[2] * dy.shape[3]
+    weight_format = _weight_format(weight, 0)  # of PW it reads one tile at the end
+    weight = _in(weight_format, weight)
+    taps, outputs = weight.shape[2] * weight.shape[3], weight.shape[0] // layout.groups
+
+    def cut(meta):
+        """As the kernel has it."""
+        tiles = -(-outputs // meta["BO"]) * -(-weight.shape[1] // meta["BI"]) * taps * layout.groups
+        return Cut(tiles, -(-pixels // meta["BP"]), meta["BO"] * meta["BI"])
+
+    def programs(meta):
+        return cut(meta).splits(target) * cut(meta).tiles
+
+    def scratch_of(meta):
+        return cut(meta).scratch(-(-weight.shape[1] // meta["BI"]) * taps if needs_gain else 0, target)
+
+    scratch = most_scratch([scratch_of(config.kwargs) for config in tuned.configs]).new(x, len(weight))
+    tensors = (dy, x, weight, gain, dweight, *scratch, draw.key, draw.table.thresholds, draw.table.taps_t)
+    numbers = bwd_weight_numbers(dy, x, weight, gain, dweight, scratch[0], draw, layout, target)
     launch = tuned.plan(tensors, numbers, programs)
-    return _WeightPlan(launch, weight_format, *needs(launch.config.kwargs))
-
-
-def _weight_scratch(x: Tensor, channels: int, sums: int, parts: int, tiles: int) -> tuple[Tensor | None, ...]:
-    """dgain (sums, channels), parts, arrived as the kernel takes them.
-
-    The counters are zeroed at each call. Kept ones would save a fill, but could lie in the memory of a CUDA graph that
-    was recorded around the call, and be gone with it.
-    """
-    return (
-        x.new_empty((sums, channels), dtype=torch.float32) if sums else None,
-        x.new_empty(parts, dtype=torch.float32) if parts else None,
-        x.new_zeros(tiles, dtype=torch.int32) if parts else None,
-    )
-
-
-def _bwd_weight(
-    plan: _WeightPlan, dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, key: Tensor,
-    thresholds: Tensor, taps_t: Tensor, amounts: tuple[float, int],
-) -> Tensor | None:  # fmt: skip
-    """Fills dweight where it is a tensor. Returns dgain in fp32, (O,) or (), if the plan has it."""
-    scratch = _weight_scratch(x, weight.shape[0], plan.sums, plan.parts, plan.tiles)
-    weight = _in(plan.weight_format, weight)
-    plan.launch((dy, x, weight, gain, dweight, *scratch, key, thresholds, taps_t), amounts)
-    if scratch[0] is None or gain is None:
-        return None
-    return scratch[0].sum() if gain.numel() == 1 else scratch[0].sum(0)
+    return WeightPlan(launch, scratch_of(launch.config.kwargs), weight_format)
 
 
 if not _MISSING:
     for _device in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        implement("shadow_conv2d", "triton", _fwd, _device)
-        implement("shadow_conv2d_bwd", "triton", _bwd, _device)
+        implement_shadow_op("shadow_conv2d", "triton", forward, backward, _device)

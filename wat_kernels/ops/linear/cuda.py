@@ -13,8 +13,10 @@ from torch import Tensor
 
 from wat_kernels.cuda_launch import multiprocessors, refusal, stream_of
 from wat_kernels.dispatch import Call
+from wat_kernels.ops.linear.schema import SIGNATURE, Linear
 from wat_kernels.qualified import qualified
-from wat_kernels.torch_library import LIBRARY, implement
+from wat_kernels.signature import Draw, Gradients, gain_gradient, gradients
+from wat_kernels.torch_library import LIBRARY, implement_shadow_op
 
 _MOST_ROWS = 64  # csrc/cuda/linear.h
 _DRAW = "Tensor key, Tensor? grid_thresholds, Tensor? grid, int shadows, int noise, float amount"
@@ -49,64 +51,39 @@ def worthwhile(call: Call) -> tuple[bool, str]:
     return qualified("shadow_linear", "cuda", call)
 
 
-def _fwd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-    amount: float,
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Linear) -> Tensor:
     """x (rows, in), weight (out, in), bias (out,), gain (), (1,) or (out,) -> (rows, out)."""
     y = x.new_empty(x.shape[0], weight.shape[0])
     if y.numel():
-        draw = (key, grid_thresholds, grid, shadows, noise, amount)
-        torch.ops.wat_kernels.cuda_linear_forward(x, weight, bias, gain, *draw, y, stream_of(x))
+        drawn = SIGNATURE.flat(draw, layout)
+        torch.ops.wat_kernels.cuda_linear_forward(x, weight, bias, gain, *drawn, y, stream_of(x))
     return y
 
 
-def _bwd(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gain: Tensor | None,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-    amount: float,
-    mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Linear, mask: Sequence[bool]
+) -> Gradients:
     """The gradients of x, weight, bias and gain where `mask` asks for them; empty tensors elsewhere."""
     needs_x, needs_weight, needs_bias, needs_gain = mask
-    draw = (key, grid_thresholds, grid, shadows, noise, amount)
-    stream = stream_of(x)
-    dx = dweight = dgain = dbias = x.new_empty(0)
+    drawn, stream = SIGNATURE.flat(draw, layout), stream_of(x)
+    dx = dweight = dgain = None
     if needs_x:
         dx = x.new_empty(x.shape)
         if dx.numel():
             splits = splits_of(weight.shape[0], weight.shape[1], multiprocessors(x.device))
             parts = x.new_empty(splits, *x.shape, dtype=torch.float32) if splits > 1 else None
-            torch.ops.wat_kernels.cuda_linear_backward_data(dy, weight, gain, *draw, dx, parts, stream)
+            torch.ops.wat_kernels.cuda_linear_backward_data(dy, weight, gain, *drawn, dx, parts, stream)
     if needs_weight:
         dweight = torch.empty_like(weight)
         if dweight.numel():
-            torch.ops.wat_kernels.cuda_linear_backward_weight(dy, x, gain, *draw, dweight, stream)
-    if needs_bias:
-        dbias = dy.sum(0)
-    if (
-        needs_gain and gain is not None
-    ):  # <dy, x SW^T>, from a second look at the weight: it is exact for every grid and needs no scratch
+            torch.ops.wat_kernels.cuda_linear_backward_weight(dy, x, gain, *drawn, dweight, stream)
+    if needs_gain and gain is not None:
+        # <dy, x SW^T>, from a second look at the weight: it is exact for every grid and needs no scratch
         each = torch.zeros(weight.shape[0], dtype=torch.float32, device=x.device)
         if dy.numel():
-            torch.ops.wat_kernels.cuda_linear_backward_gain(dy, x, weight, *draw, each, stream)
-        dgain = (each.sum() if gain.numel() == 1 else each).reshape(gain.shape).to(gain.dtype)
-    return dx, dweight, dbias, dgain
+            torch.ops.wat_kernels.cuda_linear_backward_gain(dy, x, weight, *drawn, each, stream)
+        dgain = gain_gradient(each, gain)
+    return gradients(x, dx, dweight, dy.sum(0) if needs_bias else None, dgain)
 
 
 def splits_of(out_features: int, in_features: int, multiprocessors: int) -> int:
@@ -119,5 +96,4 @@ def splits_of(out_features: int, in_features: int, multiprocessors: int) -> int:
     return max(1, min(2 * multiprocessors // blocks, -(-out_features // 128), 8))
 
 
-implement("shadow_linear", "cuda", _fwd, "CUDA")
-implement("shadow_linear_bwd", "cuda", _bwd, "CUDA")
+implement_shadow_op("shadow_linear", "cuda", forward, backward, "CUDA")

@@ -17,7 +17,9 @@ from wat_kernels.dispatch import Call
 from wat_kernels.draw import drawn_on_host
 from wat_kernels.matrix_grid import draw_matrix_grid
 from wat_kernels.ops.linear.reference import source_index
-from wat_kernels.torch_library import implement
+from wat_kernels.ops.linear.schema import Linear
+from wat_kernels.signature import Draw, Gradients, gain_gradient, gradients
+from wat_kernels.torch_library import implement_shadow_op
 
 
 def supports(call: Call) -> tuple[bool, str]:
@@ -102,53 +104,49 @@ def _gather(matrix: Tensor, axes: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return found.masked_fill_(~(rows_inside.view(-1, 1) & columns_inside.view(1, -1)), 0)
 
 
-def _parts(
-    weight: Tensor, key: Tensor, grid_thresholds: Tensor | None, grid: Tensor | None, shadows: int
-) -> Iterator[_Part]:
+def _parts(weight: Tensor, draw: Draw) -> Iterator[_Part]:
     """One for each shadow."""
     out_features, in_features = weight.shape
-    if grid is None:
-        yield from [_Part(weight, slice(0, out_features), slice(0, in_features))] * shadows
+    if draw.table is None:
+        yield from [_Part(weight, slice(0, out_features), slice(0, in_features))] * draw.shadows
         return
-    assert grid_thresholds is not None  # they come together
-    draws = torch.stack(draw_matrix_grid(grid_thresholds, grid, key, shadows), dim=1)  # (S, 4)
-    if drawn_on_host(key):
+    thresholds, rows = draw.table
+    draws = torch.stack(draw_matrix_grid(thresholds, rows, draw.key, draw.shadows), dim=1)  # (S, 4)
+    if drawn_on_host(draw.key):
         for flip_out, flip_in, shift_out, shift_in in draws.tolist():
             out, into = _span(out_features, bool(flip_out), shift_out), _span(in_features, bool(flip_in), shift_in)
             yield _Window(weight, out, into)
     else:
-        for s in range(shadows):
+        for s in range(draw.shadows):
             flip_out, flip_in, shift_out, shift_in = draws[s].unsqueeze(1).unbind()
             yield _Gathered(weight, (flip_out, flip_in), (shift_out, shift_in))
 
 
-class _Draw(NamedTuple):
+class _Noise(NamedTuple):
     """The elementwise noise of one shadow."""
 
-    key: Tensor
+    draw: Draw
     shadow: int
-    noise: int
-    amount: float
 
     def multiply(self, source: Tensor, out: Tensor, part: _Part) -> Tensor:
         """source times the noise of this part of SW, written to `out` and returned."""
         width = part.weight.shape[1]
         first = part.out.start * width + part.into.start
+        draw = self.draw
         return noise_op.multiply(
-            source, out, self.key, self.shadow, self.noise, self.amount, first=first, steps=(width, 1)
+            source, out, draw.key, self.shadow, draw.noise, draw.amount, first=first, steps=(width, 1)
         )
 
 
-def _shadow(part: _Part, gain: Tensor | None, draw: _Draw) -> Tensor:
+def _shadow(part: _Part, gain: Tensor | None, draw: Draw, shadow: int) -> Tensor:
     """This part of SW, scaled by the gain. Not to be written to: it may be PW itself."""
-    plain = part.moved()
-    shadow = plain
+    plain = found = part.moved()
     if draw.noise:
-        shadow = draw.multiply(plain, plain if part.copies else torch.empty_like(plain), part)
+        found = _Noise(draw, shadow).multiply(plain, plain if part.copies else torch.empty_like(plain), part)
     if gain is None:
-        return shadow
-    scale = _gain_of(gain, part).to(shadow.dtype)
-    return shadow.mul_(scale) if draw.noise else shadow * scale
+        return found
+    scale = _gain_of(gain, part).to(found.dtype)
+    return found.mul_(scale) if draw.noise else found * scale
 
 
 def _gain_of(gain: Tensor, part: _Part) -> Tensor:
@@ -156,70 +154,45 @@ def _gain_of(gain: Tensor, part: _Part) -> Tensor:
     return gain.reshape(-1, 1) if gain.numel() == 1 else gain[part.out].unsqueeze(1)
 
 
-def _fwd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-    amount: float,
-) -> Tensor:
-    parts = _parts(weight, key, grid_thresholds, grid, shadows)
-    if grid is None and shadows == 1:
-        return torch.nn.functional.linear(x, _shadow(next(parts), gain, _Draw(key, 0, noise, amount)), bias)
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Linear) -> Tensor:
+    parts = _parts(weight, draw)
+    if draw.table is None and draw.shadows == 1:
+        return torch.nn.functional.linear(x, _shadow(next(parts), gain, draw, 0), bias)
     y = x.new_zeros(x.shape[0], weight.shape[0])
-    for s, (chunk, y_chunk, part) in enumerate(zip(x.chunk(shadows), y.chunk(shadows), parts, strict=True)):
-        shadow = _shadow(part, gain, _Draw(key, s, noise, amount))
-        y_chunk[:, part.out] = chunk[:, part.into] @ shadow.mT
+    chunks = x.chunk(draw.shadows), y.chunk(draw.shadows)
+    for s, (chunk, y_chunk, part) in enumerate(zip(*chunks, parts, strict=True)):
+        y_chunk[:, part.out] = chunk[:, part.into] @ _shadow(part, gain, draw, s).mT
     return y if bias is None else y.add_(bias)
 
 
-def _bwd(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gain: Tensor | None,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-    amount: float,
-    mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Linear, mask: Sequence[bool]
+) -> Gradients:
     needs_x, needs_weight, needs_bias, needs_gain = mask
-    whole = grid is None and shadows == 1  # the sum over shadows has one term, and nothing moved
-    dx = x.new_zeros(x.shape) if needs_x else x.new_empty(0)
-    dweight = weight.new_zeros(weight.shape) if needs_weight and not whole else x.new_empty(0)
-    dgain = weight.new_zeros(weight.shape[0]) if needs_gain else x.new_empty(0)
-    chunks = (tensor.chunk(shadows) for tensor in (x, dy, dx if needs_x else x))
-    parts = _parts(weight, key, grid_thresholds, grid, shadows)
-    for s, (x_chunk, dy_chunk, dx_chunk, part) in enumerate(zip(*chunks, parts, strict=True)):
-        draw = _Draw(key, s, noise, amount)
+    whole = draw.table is None and draw.shadows == 1  # the sum over shadows has one term, and nothing moved
+    dx = x.new_zeros(x.shape) if needs_x else None
+    dweight = weight.new_zeros(weight.shape) if needs_weight and not whole else None
+    each = weight.new_zeros(weight.shape[0])
+    chunks = (tensor.chunk(draw.shadows) for tensor in (x, dy, x if dx is None else dx))
+    for s, (x_chunk, dy_chunk, dx_chunk, part) in enumerate(zip(*chunks, _parts(weight, draw), strict=True)):
         dy_part, x_part = dy_chunk[:, part.out], x_chunk[:, part.into]
         if needs_x:
-            dx_chunk[:, part.into] = dy_part @ _shadow(part, gain, draw)
+            dx_chunk[:, part.into] = dy_part @ _shadow(part, gain, draw, s)
         if needs_weight or needs_gain:
             gradient = dy_part.mT @ x_part
-            if noise:
-                draw.multiply(gradient, gradient, part)
+            if draw.noise:
+                _Noise(draw, s).multiply(gradient, gradient, part)
             if needs_gain:
-                dgain[part.out] += (gradient * part.moved()).sum(1)
+                each[part.out] += (gradient * part.moved()).sum(1)
             if needs_weight:
                 if gain is not None:
                     gradient *= _gain_of(gain, part).to(weight.dtype)
-                if whole:
+                if dweight is None:
                     dweight = gradient
                 else:
                     part.add_back(gradient, dweight)
-    if needs_gain and gain is not None:
-        dgain = (dgain.sum() if gain.numel() == 1 else dgain).reshape(gain.shape).to(gain.dtype)
-    return dx, dweight, dy.sum(0) if needs_bias else x.new_empty(0), dgain
+    dgain = gain_gradient(each, gain) if needs_gain and gain is not None else None
+    return gradients(x, dx, dweight, dy.sum(0) if needs_bias else None, dgain)
 
 
-implement("shadow_linear", "library", _fwd)
-implement("shadow_linear_bwd", "library", _bwd)
+implement_shadow_op("shadow_linear", "library", forward, backward)

@@ -26,6 +26,8 @@ from wat_kernels.draw import as_key
 from wat_kernels.matrix_grid import MatrixGrid
 from wat_kernels.noise import Noise, TensorNoise
 from wat_kernels.ops.linear import cuda, library, native, reference, triton
+from wat_kernels.ops.linear.schema import Linear
+from wat_kernels.signature import Draw
 
 # In the order in which `auto` asks: few rows to cuda, the others to triton, where this GPU is qualified.
 BACKENDS = {
@@ -35,6 +37,8 @@ BACKENDS = {
     "library": library,
     "reference": reference,
 }
+
+_LAYOUT = Linear()
 
 
 def shadow_linear(
@@ -70,27 +74,26 @@ def shadow_linear(
     plan = _plan(*metas, cast_to, grid, noise, shadows, backend, dispatch.environment())
     key = as_key(key, x.device)
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-    grid_tensors = (None, None) if grid is None else grid.on(x.device)
     inputs = cast(cast_to, rows, weight, bias)
     with without_autocast(cast_to, x.device.type):
         if plan.empty:
             y = _plain(*inputs, gain)
         else:
             dispatch.record(plan.decision)
-            y = autograd.apply(
-                "shadow_linear", plan.decision.backend, *inputs, gain, key, (*grid_tensors, *plan.arguments)
-            )
+            draw = Draw(key, None if grid is None else grid.on(x.device), shadows, *plan.noise)
+            y = autograd.apply("shadow_linear", plan.decision.backend, *inputs, gain, draw, _LAYOUT)
     return y if x.ndim == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 
 class _Plan(NamedTuple):
-    """What a call comes down to once it is checked: the backend and why not a faster one, and the op's arguments after the grid.
+    """What a call comes down to once it is checked: the backend and why not a faster one.
 
+    noise: kind and amount
     empty: without features there is no weight to draw
     """
 
     decision: dispatch.Decision
-    arguments: tuple
+    noise: tuple
     empty: bool
 
 
@@ -130,7 +133,7 @@ def _plan(
         device_index=x.device.index,
     )
     chosen = dispatch.decide("shadow_linear", BACKENDS, backend, environment, call)
-    return _Plan(chosen, (shadows, code, amount), 0 in weight.shape)
+    return _Plan(chosen, (code, amount), 0 in weight.shape)
 
 
 def _plain(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None) -> Tensor:

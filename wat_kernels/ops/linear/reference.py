@@ -16,7 +16,9 @@ from torch import Tensor
 from wat_kernels.dispatch import Call
 from wat_kernels.draw import draw_noise
 from wat_kernels.matrix_grid import draw_matrix_grid
-from wat_kernels.torch_library import implement
+from wat_kernels.ops.linear.schema import Linear
+from wat_kernels.signature import Draw
+from wat_kernels.torch_library import implement_shadow_op
 
 
 def supports(call: Call) -> tuple[bool, str]:
@@ -33,50 +35,31 @@ def source_index(size: int, flip: Tensor, shift: Tensor) -> tuple[Tensor, Tensor
     return index.clamp(0, max(size - 1, 0)), (index >= 0) & (index < size)
 
 
-def shadow_weights(
-    weight: Tensor,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-    amount: float,
-) -> Tensor:
+def shadow_weights(weight: Tensor, draw: Draw) -> Tensor:
     """weight (out, in) -> SW of every shadow, (S, out, in)."""
-    shadow = weight.expand(shadows, *weight.shape)
-    if grid is not None:
-        assert grid_thresholds is not None  # they come together
-        flip_out, flip_in, shift_out, shift_in = draw_matrix_grid(grid_thresholds, grid, key, shadows)
-        rows, rows_inside = source_index(weight.shape[0], flip_out, shift_out)
+    shadow = weight.expand(draw.shadows, *weight.shape)
+    if draw.table is not None:
+        thresholds, rows = draw.table
+        flip_out, flip_in, shift_out, shift_in = draw_matrix_grid(thresholds, rows, draw.key, draw.shadows)
+        lines, lines_inside = source_index(weight.shape[0], flip_out, shift_out)
         columns, columns_inside = source_index(weight.shape[1], flip_in, shift_in)
-        moved = weight[rows.unsqueeze(2), columns.unsqueeze(1)]
-        shadow = torch.where(rows_inside.unsqueeze(2) & columns_inside.unsqueeze(1), moved, 0)
-    if noise:
-        factor = draw_noise(noise, amount, key, shadows, weight.numel()).view(shadows, *weight.shape)
+        moved = weight[lines.unsqueeze(2), columns.unsqueeze(1)]
+        shadow = torch.where(lines_inside.unsqueeze(2) & columns_inside.unsqueeze(1), moved, 0)
+    if draw.noise:
+        factor = draw_noise(draw.noise, draw.amount, draw.key, draw.shadows, weight.numel()).view_as(shadow)
         shadow = (shadow.to(torch.promote_types(weight.dtype, torch.float32)) * factor).to(weight.dtype)
     return shadow
 
 
-def shadow_linear(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-    amount: float,
-) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Linear) -> Tensor:
     """x (rows, in), weight (out, in), bias (out,), gain (), (1,) or (out,) -> (rows, out)."""
-    weights = shadow_weights(weight, key, grid_thresholds, grid, shadows, noise, amount)
-    chunks = x.chunk(shadows) if shadows > 1 else [x]
+    weights = shadow_weights(weight, draw)
+    chunks = x.chunk(draw.shadows) if draw.shadows > 1 else [x]
     parts = [F.linear(chunk, shadow) for chunk, shadow in zip(chunks, weights.unbind(), strict=True)]
-    y = torch.cat(parts) if shadows > 1 else parts[0]
+    y = torch.cat(parts) if draw.shadows > 1 else parts[0]
     if gain is not None:
         y = y * gain.to(y.dtype)
     return y if bias is None else y + bias
 
 
-implement("shadow_linear", "reference", shadow_linear, "CompositeImplicitAutograd")
+implement_shadow_op("shadow_linear", "reference", forward, dispatch_key="CompositeImplicitAutograd")

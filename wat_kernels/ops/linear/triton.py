@@ -6,14 +6,16 @@ The kernels are in `triton_kernels.py`; this module can be imported without Trit
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from wat_kernels.dispatch import Call
+from wat_kernels.ops.linear.schema import Linear
 from wat_kernels.qualified import qualified
-from wat_kernels.torch_library import implement
+from wat_kernels.signature import Draw, Gradients, gain_gradient, gain_kind, gradients
+from wat_kernels.torch_library import implement_shadow_op
 
 try:
     from wat_kernels.ops.linear.triton_configs import ROW_CONFIGS, WEIGHT_CONFIGS
@@ -24,18 +26,20 @@ try:
     )
     from wat_kernels.triton_launch import (
         INTERPRETED,
+        Cut,
         Planned,
         Tuned,
+        WeightPlan,
         dense,
         fp32_precision,
         is_wide,
         keep,
         meta_of,
+        most_scratch,
         noise_numbers,
         plans,
         programs_wanted,
         refusal,
-        splits_of,
     )
 
     _MISSING = ""
@@ -100,81 +104,76 @@ if not _MISSING:
 
 
 def forward_numbers(
-    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, y: Tensor, thresholds: Tensor | None,
-    grid: Tensor | None, shadows: int, noise: int,
-) -> tuple:  # fmt: skip
-    """What `linear_fwd_kernel` takes after the noise's scale and cut and a configuration does not set. Shapes as in `_fwd`."""
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, y: Tensor, draw: Draw
+) -> tuple:
+    """What `linear_fwd_kernel` takes after the noise's scale and cut and a configuration does not set. Shapes as in `forward`."""
     return (
-        _rows(thresholds), shadows, x.shape[0] // shadows, weight.shape[1], weight.shape[0], *x.stride(),
-        *weight.stride(), *y.stride(), grid is not None, bias is not None, _gain_kind(gain), noise,
-        weight.shape[1] % 8 == 0, is_wide(x, weight, y), _precision(x),
+        *_sizes(x, weight, draw), *x.stride(), *weight.stride(), *y.stride(), draw.table is not None, bias is not None,
+        *_kinds(gain, weight, draw), is_wide(x, weight, y), _precision(x),
     )  # fmt: skip
 
 
-def bwd_data_numbers(
-    dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, thresholds: Tensor | None, grid: Tensor | None,
-    shadows: int, noise: int,
-) -> tuple:  # fmt: skip
+def bwd_data_numbers(dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw: Draw) -> tuple:
     """The same for `linear_bwd_data_kernel`."""
     return (
-        _rows(thresholds), shadows, dx.shape[0] // shadows, weight.shape[1], weight.shape[0], *dy.stride(),
-        *weight.stride(), *dx.stride(), grid is not None, _gain_kind(gain), noise, weight.shape[1] % 8 == 0,
-        is_wide(dy, weight, dx), _precision(dy),
+        *_sizes(dx, weight, draw), *dy.stride(), *weight.stride(), *dx.stride(), draw.table is not None,
+        *_kinds(gain, weight, draw), is_wide(dy, weight, dx), _precision(dy),
     )  # fmt: skip
 
 
 def bwd_weight_numbers(
-    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, dgain: Tensor | None,
-    thresholds: Tensor | None, grid: Tensor | None, shadows: int, noise: int, programs: int,
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, dgain: Tensor | None, draw: Draw,
+    programs: int,
 ) -> tuple:  # fmt: skip
     """The same for `linear_bwd_weight_kernel`."""
     written = weight if dweight is None else dweight
     return (
-        _rows(thresholds), shadows, x.shape[0] // shadows, weight.shape[1], weight.shape[0], *dy.stride(),
-        *x.stride(), *weight.stride(), *written.stride(), programs, grid is not None, dweight is not None,
-        dgain is not None, _gain_kind(gain), noise, weight.shape[1] % 8 == 0, is_wide(dy, x, weight), _precision(x),
+        *_sizes(x, weight, draw), *dy.stride(), *x.stride(), *weight.stride(), *written.stride(), programs,
+        draw.table is not None, dweight is not None, dgain is not None, *_kinds(gain, weight, draw),
+        is_wide(dy, x, weight), _precision(x),
     )  # fmt: skip
 
 
-def _rows(thresholds: Tensor | None) -> int:
-    return 0 if thresholds is None else len(thresholds)
+def _sizes(x: Tensor, weight: Tensor, draw: Draw) -> tuple[int, ...]:
+    """rows (of the grid), shadows, chunk, in_features, out_features of the kernels. x: or dx"""
+    return _rows(draw), draw.shadows, x.shape[0] // draw.shadows, weight.shape[1], weight.shape[0]
 
 
-def _gain_kind(gain: Tensor | None) -> int:
-    return 0 if gain is None else 1 if gain.numel() == 1 else 2
+def _kinds(gain: Tensor | None, weight: Tensor, draw: Draw) -> tuple[int, int, bool]:
+    """GAIN, NOISE, PACKED of the kernels."""
+    return gain_kind(gain), draw.noise, weight.shape[1] % 8 == 0
+
+
+def _rows(draw: Draw) -> int:
+    return 0 if draw.table is None else len(draw.table.thresholds)
 
 
 def _precision(x: Tensor) -> str:
     return fp32_precision(torch.backends.cuda.matmul.fp32_precision) if x.dtype == torch.float32 else "ieee"
 
 
-def _fwd(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    gain: Tensor | None,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-    amount: float,
-) -> Tensor:
+def _addresses(draw: Draw) -> tuple[Tensor | None, ...]:
+    """key, thresholds, grid of the kernels."""
+    return (draw.key, None, None) if draw.table is None else (draw.key, *draw.table)
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Linear) -> Tensor:
     """x (rows, in), weight (out, in), bias (out,), gain (), (1,) or (out,) -> (rows, out)."""
     y = x.new_empty(x.shape[0], weight.shape[0])
     if y.numel() == 0:
         return y
     problem = (
-        x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), bias is None, meta_of(gain),
-        _rows(grid_thresholds), shadows, noise, _precision(x),
+        x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), bias is None, meta_of(gain), _rows(draw),
+        draw.shadows, draw.noise, _precision(x),
     )  # fmt: skip
-    tensors: tuple[Any, ...] = (x, weight, dense(bias), dense(gain), y, key, grid_thresholds, grid)
+    bias, gain = dense(bias), dense(gain)
+    tensors = (x, weight, bias, gain, y, *_addresses(draw))
     launch = _FORWARD_PLANS.get(problem)
     if launch is None:
-        numbers = forward_numbers(x, weight, bias, gain, y, grid_thresholds, grid, shadows, noise)
-        planned = FORWARD[x.element_size()].plan(tensors, numbers, _row_programs(y, shadows))
+        numbers = forward_numbers(x, weight, bias, gain, y, draw)
+        planned = FORWARD[x.element_size()].plan(tensors, numbers, _row_programs(y, draw.shadows))
         launch = keep(_FORWARD_PLANS, problem, planned)
-    launch(tensors, noise_numbers(noise, amount))
+    launch(tensors, noise_numbers(draw.noise, draw.amount))
     return y
 
 
@@ -187,155 +186,81 @@ def _row_programs(out: Tensor, shadows: int) -> Callable[[dict], int]:
     return programs
 
 
-class _WeightPlan(NamedTuple):
-    """The launch of a weight gradient, and what it takes besides its results."""
-
-    launch: Planned
-    sums: int  # lines of the gain's gradient that are to be added up
-    parts: int  # elements of scratch
-    tiles: int  # counters of arrivals
-
-
 class _BackwardPlan(NamedTuple):
     """The launches of a backward; None where a gradient is not asked for, or has no elements."""
 
     data: Planned | None
-    weight: _WeightPlan | None
+    weight: WeightPlan | None
 
 
-def _bwd(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gain: Tensor | None,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-    amount: float,
-    mask: Sequence[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Linear, mask: Sequence[bool]
+) -> Gradients:
     """The gradients of x, weight, bias and gain where `mask` asks for them; empty tensors elsewhere."""
     needs_x, needs_weight, needs_bias, needs_gain = mask
     problem = (
-        dy.stride(), x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), meta_of(gain),
-        _rows(grid_thresholds), shadows, noise, _precision(x), needs_x, needs_weight, needs_gain,
+        dy.stride(), x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), meta_of(gain), _rows(draw),
+        draw.shadows, draw.noise, _precision(x), needs_x, needs_weight, needs_gain,
     )  # fmt: skip
-    dense_gain, amounts = dense(gain), noise_numbers(noise, amount)
-    dx = x.new_empty(x.shape if needs_x else 0)
+    dense_gain, amounts = dense(gain), noise_numbers(draw.noise, draw.amount)
+    dx = x.new_empty(x.shape) if needs_x else None
     dweight = torch.empty_like(weight) if needs_weight else None
     plan = _BACKWARD_PLANS.get(problem)
     if plan is None:
-        given_dx = dx if needs_x else None
-        draw = (key, grid_thresholds, grid, shadows, noise)
-        made = _plan_bwd(dy, x, weight, dense_gain, given_dx, dweight, needs_gain, *draw)
+        made = _plan_backward(dy, x, weight, dense_gain, dx, dweight, needs_gain, draw)
         plan = keep(_BACKWARD_PLANS, problem, made)
     if plan.data is not None:
-        plan.data((dy, weight, dense_gain, dx, key, grid_thresholds, grid), amounts)
+        plan.data((dy, weight, dense_gain, dx, *_addresses(draw)), amounts)
     dgain = None
     if plan.weight is not None:
-        scratch = _weight_scratch(x, len(weight), plan.weight.sums, plan.weight.parts, plan.weight.tiles, grid)
-        tensors = (dy, x, weight, dense_gain, dweight, *scratch, key, grid_thresholds, grid)
-        plan.weight.launch(tensors, amounts)
+        scratch = plan.weight.scratch.new(x, len(weight), draw.table is not None)
+        plan.weight.launch((dy, x, weight, dense_gain, dweight, *scratch, *_addresses(draw)), amounts)
         if scratch[0] is not None and gain is not None:
-            dgain = scratch[0].sum() if gain.numel() == 1 else scratch[0].sum(0)
+            dgain = gain_gradient(scratch[0], gain)
     elif needs_gain and gain is not None:
         dgain = torch.zeros_like(gain)
-    if dgain is not None and gain is not None:
-        dgain = dgain.reshape(gain.shape).to(gain.dtype)
-    return (
-        dx,
-        x.new_empty(0) if dweight is None else dweight,
-        dy.sum(0) if needs_bias else x.new_empty(0),
-        x.new_empty(0) if dgain is None else dgain,
-    )
+    return gradients(x, dx, dweight, dy.sum(0) if needs_bias else None, dgain)
 
 
-def _plan_bwd(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gain: Tensor | None,
-    dx: Tensor | None,
-    dweight: Tensor | None,
-    needs_gain: bool,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-) -> _BackwardPlan:
+def _plan_backward(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor | None, dweight: Tensor | None,
+    needs_gain: bool, draw: Draw,
+) -> _BackwardPlan:  # fmt: skip
     data = weight_plan = None
     if dx is not None and dx.numel():
-        tensors: tuple[Any, ...] = (dy, weight, gain, dx, key, grid_thresholds, grid)
-        numbers = bwd_data_numbers(dy, weight, gain, dx, grid_thresholds, grid, shadows, noise)
-        data = BWD_DATA[x.element_size()].plan(tensors, numbers, _row_programs(dx, shadows))
+        tensors = (dy, weight, gain, dx, *_addresses(draw))
+        numbers = bwd_data_numbers(dy, weight, gain, dx, draw)
+        data = BWD_DATA[x.element_size()].plan(tensors, numbers, _row_programs(dx, draw.shadows))
     if (dweight is not None or needs_gain) and weight.numel():
-        tensors = (dy, x, weight, gain, dweight, needs_gain, key, grid_thresholds, grid)
-        weight_plan = _plan_bwd_weight(*tensors, shadows, noise)
+        weight_plan = _plan_weight(dy, x, weight, gain, dweight, needs_gain, draw)
     return _BackwardPlan(data, weight_plan)
 
 
-def _plan_bwd_weight(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gain: Tensor | None,
-    dweight: Tensor | None,
-    needs_gain: bool,
-    key: Tensor,
-    grid_thresholds: Tensor | None,
-    grid: Tensor | None,
-    shadows: int,
-    noise: int,
-) -> _WeightPlan:
+def _plan_weight(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, needs_gain: bool, draw: Draw
+) -> WeightPlan:
     tuned, target = BWD_WEIGHT[x.element_size()], programs_wanted(x.device)
-    chunk = x.shape[0] // shadows
+    chunk, moved = x.shape[0] // draw.shadows, draw.table is not None
 
     def cut(meta):
-        """(parts of the rows, tiles of the weight), as the kernel has them."""
+        """As the kernel has it."""
         tiles = -(-weight.shape[0] // meta["BO"]) * -(-weight.shape[1] // meta["BI"])
-        return splits_of(tiles, -(-chunk // meta["BP"]), target), tiles
+        return Cut(tiles, -(-chunk // meta["BP"]), meta["BO"] * meta["BI"])
 
     def programs(meta):
-        splits, tiles = cut(meta)
-        return splits * tiles
+        return cut(meta).splits(target) * cut(meta).tiles
 
-    def needs(meta):
-        """Lines for the gain's gradient, elements of scratch, counters."""
-        splits, tiles = cut(meta)
-        sums = splits * (1 if grid is None else shadows) * -(-weight.shape[1] // meta["BI"]) if needs_gain else 0
-        return (sums, splits * tiles * meta["BO"] * meta["BI"], tiles) if splits > 1 else (sums, 0, 0)
+    def scratch_of(meta):
+        lines = cut(meta).splits(target) * (draw.shadows if moved else 1) * -(-weight.shape[1] // meta["BI"])
+        return cut(meta).scratch(lines if needs_gain else 0, target)
 
-    most = (max(column) for column in zip(*(needs(config.kwargs) for config in tuned.configs), strict=True))
-    sums, parts, tiles = most
-    scratch = _weight_scratch(x, len(weight), sums, parts, tiles, grid)
-    tensors: tuple[Any, ...] = (dy, x, weight, gain, dweight, *scratch, key, grid_thresholds, grid)
-    numbers = bwd_weight_numbers(
-        dy, x, weight, gain, dweight, scratch[0], grid_thresholds, grid, shadows, noise, target
-    )
-    launch = tuned.plan(tensors, numbers, programs)
-    return _WeightPlan(launch, *needs(launch.config.kwargs))
-
-
-def _weight_scratch(
-    x: Tensor, features: int, sums: int, parts: int, tiles: int, grid: Tensor | None
-) -> tuple[Tensor | None, ...]:
-    """dgain (sums, features), parts, arrived as the kernel takes them.
-
-    The counters are zeroed at each call. Kept ones would save a fill, but could lie in the memory of a CUDA graph that
-    was recorded around the call, and be gone with it. A moved matrix leaves some of the sums unwritten.
-    """
-    new_sums = x.new_empty if grid is None else x.new_zeros
-    return (
-        new_sums((sums, features), dtype=torch.float32) if sums else None,
-        x.new_empty(parts, dtype=torch.float32) if parts else None,
-        x.new_zeros(tiles, dtype=torch.int32) if parts else None,
-    )
+    # a moved matrix leaves some of the sums unwritten
+    scratch = most_scratch([scratch_of(config.kwargs) for config in tuned.configs]).new(x, len(weight), moved)
+    tensors = (dy, x, weight, gain, dweight, *scratch, *_addresses(draw))
+    launch = tuned.plan(tensors, bwd_weight_numbers(dy, x, weight, gain, dweight, scratch[0], draw, target), programs)
+    return WeightPlan(launch, scratch_of(launch.config.kwargs))
 
 
 if not _MISSING:
     for _device in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        implement("shadow_linear", "triton", _fwd, _device)
-        implement("shadow_linear_bwd", "triton", _bwd, _device)
+        implement_shadow_op("shadow_linear", "triton", forward, backward, _device)
