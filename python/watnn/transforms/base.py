@@ -38,8 +38,9 @@ class Transform:
 
         size = check_kernel_size(kernel_size)
         if self.grid is None and self.noise is not None:
-            return plot_noise(self)
-        return plot_table(self, TapTable.identity(size) if self.grid is None else self.grid.tap_table(size))
+            return plot_noise(repr(self), self.noise)
+        table = TapTable.identity(size) if self.grid is None else self.grid.tap_table(size)
+        return plot_table(repr(self), table, self.noise)
 
     def __repr__(self) -> str:
         """A call that makes an equal transform. Arguments at their default are left out."""

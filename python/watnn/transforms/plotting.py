@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from watnn.transforms.base import Transform
+    from wat_kernels import Noise
 
 _MAX_MAPS = 15  # with the kernel itself, four rows of panels
 _COLUMNS = 4
@@ -28,8 +28,8 @@ _MATRIX_COLOURS = "RdBu"
 
 
 @on_cpu
-def plot_table(transform: Transform, table: TapTable) -> Figure:
-    """The tap maps of a table, most probable first, at most 15.
+def plot_table(title: str, table: TapTable, noise: Noise | None) -> Figure:
+    """The tap maps of a table, most probable first, at most 15. noise: what follows them, for the title
 
     For each the kernel as it comes out, every tap in the colour and with the number of the input taps it is made of, and
     beside it the (K, K) map. The kernel as it goes in is in the upper left corner.
@@ -42,7 +42,9 @@ def plot_table(transform: Transform, table: TapTable) -> Figure:
     kh, kw = table.kernel_size or (1, table.maps.shape[1])
     width, height = 0.15 + _PANEL_WIDTH * columns, _HEADER + _PANEL_HEIGHT * rows
     figure = _new_figure(width, height)
-    _write_titles(figure, transform, table, len(shown), float(table.probabilities[order[: len(shown)]].sum()), height)
+    _write_titles(
+        figure, title, noise, table, len(shown), float(table.probabilities[order[: len(shown)]].sum()), height
+    )
     colours = _tap_colours(kh, kw)
     identity = torch.eye(kh * kw)
     for panel, row in enumerate([None, *shown]):
@@ -54,12 +56,10 @@ def plot_table(transform: Transform, table: TapTable) -> Figure:
 
 
 @on_cpu
-def plot_noise(transform: Transform) -> Figure:
+def plot_noise(title: str, noise: Noise) -> Figure:
     """The density, or the two probabilities, of the factor that each weight is multiplied by."""
-    noise = transform.noise
-    assert noise is not None  # of an elementwise noise there is one
     figure = _new_figure(4.6, 2.9)
-    figure.suptitle(repr(transform), x=0.03, ha="left", fontsize=11, color=_INK, fontweight="bold")
+    figure.suptitle(title, x=0.03, ha="left", fontsize=11, color=_INK, fontweight="bold")
     axes = figure.add_axes((0.1, 0.2, 0.86, 0.62))
     if noise.kind == "dropconnect" or noise.amount == 0:
         dropped = noise.amount if noise.kind == "dropconnect" else 0.0
@@ -92,21 +92,21 @@ def _new_figure(width: float, height: float) -> Figure:
 
 
 def _write_titles(
-    figure: Figure, transform: Transform, table: TapTable, shown: int, probability: float, height: float
+    figure: Figure, title: str, noise: Noise | None, table: TapTable, shown: int, probability: float, height: float
 ) -> None:
     kh, kw = table.kernel_size or (1, table.maps.shape[1])
     maps = f"{len(table)} tap map" + ("s" if len(table) > 1 else "")
     if shown < len(table):
         maps += f", the {shown} most probable shown ({_percent(probability)} of all draws)"
-    noise = "" if transform.noise is None else f"; then {transform.noise.kind} noise of {transform.noise.amount:g}"
-    title = textwrap.shorten(repr(transform), width=int(figure.get_figwidth() * 12), placeholder=" …")
+    then = "" if noise is None else f"; then {noise.kind} noise of {noise.amount:g}"
+    title = textwrap.shorten(title, width=int(figure.get_figwidth() * 12), placeholder=" …")
     line = 1 / height  # an inch
     left = 0.15 / figure.get_figwidth()
     figure.text(left, 1 - 0.13 * line, title, fontsize=10.5, fontweight="bold", color=_INK, va="top")
     figure.text(
         left,
         1 - 0.41 * line,
-        f"on a {kh}x{kw} kernel: {maps}; {table.mean_active_taps:.2f} of {kh * kw} taps computed on average{noise}",
+        f"on a {kh}x{kw} kernel: {maps}; {table.mean_active_taps:.2f} of {kh * kw} taps computed on average{then}",
         fontsize=9,
         color=_MUTED,
         va="top",
