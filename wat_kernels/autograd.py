@@ -5,6 +5,7 @@ open to torch.func.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -62,15 +63,16 @@ def _transformed(
     return _TransformedShadow.apply(op, backend, x, weight, bias, gain, draw.key, draw[1:], layout)
 
 
-def _overload(op: str, backend: str, draw: Draw) -> Any:
-    scaled = SCALED if isinstance(draw.amount, Tensor) else ""
-    return getattr(getattr(torch.ops.wat_kernels, op + scaled), backend)
-
-
-def _called(op: str, backend: str, draw: Draw, decomposed: bool = False) -> Callable:
+def _called(op: str, backend: str, draw: Draw) -> Callable:
     """The op as a function of structures: torch.ops, with the flat arguments."""
-    overload, flat = _overload(op, backend, draw), SIGNATURES[op.removesuffix("_bwd")].flat
-    called = overload.decompose if decomposed else overload
+    # the compiler looks through a cache, and says so to the user
+    made = _as_function if torch.compiler.is_compiling() else _kept
+    return made(op, backend, isinstance(draw.amount, Tensor), False)
+
+
+def _as_function(op: str, backend: str, scaled: bool, decomposed: bool) -> Callable:
+    overload = getattr(getattr(torch.ops.wat_kernels, op + SCALED if scaled else op), backend)
+    called, flat = overload.decompose if decomposed else overload, SIGNATURES[op.removesuffix("_bwd")].flat
 
     def function(
         a: Tensor, b: Tensor, c: Tensor | None, d: Tensor | None, draw: Draw, layout: tuple, *mask: Any
@@ -78,6 +80,9 @@ def _called(op: str, backend: str, draw: Draw, decomposed: bool = False) -> Call
         return called(a, b, c, d, *flat(draw, layout), *mask)
 
     return function
+
+
+_kept = cache(_as_function)
 
 
 def _implementation(op: str, backend: str, draw: Draw, *tensors: Tensor) -> Callable:
@@ -102,7 +107,8 @@ def _implementation(op: str, backend: str, draw: Draw, *tensors: Tensor) -> Call
 
 def _reference(op: str, *arguments: Any) -> Tensor:
     """The reference as the operations that it is made of, for torch.func to transform each of them."""
-    return _called(op, "reference", arguments[4], decomposed=True)(*arguments)
+    draw: Draw = arguments[4]
+    return _as_function(op, "reference", isinstance(draw.amount, Tensor), True)(*arguments)
 
 
 class _Shadow(torch.autograd.Function):

@@ -73,8 +73,10 @@ class Signature(NamedTuple):
 
     def flat(self, draw: Draw, layout: tuple) -> tuple:
         """draw and layout as the op's arguments after the tensors."""
-        key, table, *numbers = draw
-        return (key, *((None,) * len(self.table._fields) if table is None else table), *layout, *numbers)  # type: ignore[attr-defined]
+        table = draw[1]
+        if table is None:
+            table = (None,) * len(self.table._fields)  # type: ignore[attr-defined]
+        return (draw[0], *table, *layout, *draw[2:])
 
     def structured(self, flat: Sequence[Any]) -> tuple[Draw, Any]:
         """The way back."""
