@@ -7,9 +7,10 @@ Only `watnn.sync_draws` and `watnn.dom` with a key give a layer keys of its own.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias, TypedDict, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,12 +26,46 @@ from watnn.keys import SharedKeys, fresh_key
 from watnn.transforms import Transform
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack  # at run time they would need Python 3.11
 
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 Layer = TypeVar("Layer", bound=nn.Module)
+Function = TypeVar("Function", bound=Callable)
 GAINS = (None, "layer", "channel")
 MODES = ("auto", "aom", "dom")
+
+
+class _Settings(TypedDict, total=False):
+    gain: str | None
+    shadows: int
+    backend: str
+    aom_gain: bool
+
+
+class ShadowArguments(_Settings, total=False):
+    """The arguments that a shadow layer takes by keyword, besides those of torch's layer. What they mean: `ShadowLayer`.
+
+    For type checkers and editors; `_DEFAULTS` has their defaults, and help() shows both.
+    """
+
+    transform: Transform | None
+
+
+_KINDS = {name: kind.__forward_arg__ for name, kind in ShadowArguments.__annotations__.items()}  # as they are written
+_DEFAULTS: dict[str, Any] = {"transform": None, "gain": None, "shadows": 1, "backend": "auto", "aom_gain": True}
+
+
+def _show_arguments(function: Function) -> Function:
+    """Has help() and inspect.signature show the keyword arguments one by one, with their defaults."""
+    written = inspect.signature(function)
+    kept = [one for one in written.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    shown = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_KINDS[name])
+        for name, default in _DEFAULTS.items()
+        if name not in written.parameters
+    ]
+    function.__signature__ = written.replace(parameters=[*kept, *shown])  # type: ignore[attr-defined]
+    return function
 
 
 class ShadowLayer(nn.Module):
@@ -56,9 +91,17 @@ class ShadowLayer(nn.Module):
     _scaled_noise: TensorNoise | None = None
     _watch: Watch | None = None  # set by convert
 
-    def _set_up(
-        self, transform: Transform | None, gain: str | None, shadows: int, backend: str, aom_gain: bool
-    ) -> None:
+    def _set_up(self, given: ShadowArguments) -> None:
+        """Raises TypeError for a keyword that no layer has, ValueError for a value that is not accepted."""
+        unknown = sorted(given.keys() - _DEFAULTS.keys())
+        if unknown:
+            raise TypeError(
+                f"{type(self).__name__} got an unexpected keyword argument {unknown[0]!r}; accepted besides torch's own "
+                f"are {', '.join(_DEFAULTS)}"
+            )
+        self._take(**{**_DEFAULTS, **given})
+
+    def _take(self, transform: Transform | None, gain: str | None, shadows: int, backend: str, aom_gain: bool) -> None:
         if gain not in GAINS:
             raise ValueError(f"gain={gain!r}; accepted are {', '.join(map(repr, GAINS))}")
         if not isinstance(shadows, int) or isinstance(shadows, bool) or shadows < 1:
@@ -76,15 +119,12 @@ class ShadowLayer(nn.Module):
         self.register_parameter("gain", scale)
 
     @classmethod
+    @_show_arguments
     def from_module(
         cls,
         module: nn.Module,
         transform: Transform | None = None,
-        *,
-        gain: str | None = None,
-        shadows: int = 1,
-        backend: str = "auto",
-        aom_gain: bool = True,
+        **shadow: Unpack[_Settings],
     ) -> Self:
         """A shadow layer with the Parameters, hooks and settings of `module`, which stays as it is.
 
@@ -102,7 +142,7 @@ class ShadowLayer(nn.Module):
                 "make it one first, and apply such a method to the shadow layer"
             )
         layer = adopt(module, cls)
-        layer._set_up(transform, gain, shadows, backend, aom_gain)
+        layer._set_up(ShadowArguments(transform=transform, **shadow))
         return layer
 
     @property
@@ -315,6 +355,7 @@ class WATConv2d(ShadowConv, nn.Conv2d):
 
     torch_layer = nn.Conv2d
 
+    @_show_arguments
     def __init__(
         self,
         in_channels: int,
@@ -328,12 +369,7 @@ class WATConv2d(ShadowConv, nn.Conv2d):
         padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
-        *,
-        transform: Transform | None = None,
-        gain: str | None = None,
-        shadows: int = 1,
-        backend: str = "auto",
-        aom_gain: bool = True,
+        **shadow: Unpack[ShadowArguments],
     ):
         super().__init__(
             in_channels,
@@ -348,7 +384,7 @@ class WATConv2d(ShadowConv, nn.Conv2d):
             device,
             dtype,
         )
-        self._set_up(transform, gain, shadows, backend, aom_gain)
+        self._set_up(shadow)
 
     def forward(self, input: Tensor) -> Tensor:
         note_call(self)
@@ -385,6 +421,7 @@ class WATConv1d(ShadowConv, nn.Conv1d):
 
     torch_layer = nn.Conv1d
 
+    @_show_arguments
     def __init__(
         self,
         in_channels: int,
@@ -398,12 +435,7 @@ class WATConv1d(ShadowConv, nn.Conv1d):
         padding_mode: PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
-        *,
-        transform: Transform | None = None,
-        gain: str | None = None,
-        shadows: int = 1,
-        backend: str = "auto",
-        aom_gain: bool = True,
+        **shadow: Unpack[ShadowArguments],
     ):
         super().__init__(
             in_channels,
@@ -418,7 +450,7 @@ class WATConv1d(ShadowConv, nn.Conv1d):
             device,
             dtype,
         )
-        self._set_up(transform, gain, shadows, backend, aom_gain)
+        self._set_up(shadow)
 
     def forward(self, input: Tensor) -> Tensor:
         note_call(self)
@@ -462,6 +494,7 @@ class WATLinear(ShadowLayer, nn.Linear):
     torch_layer = nn.Linear
     matrix_grid: MatrixGrid | None
 
+    @_show_arguments
     def __init__(
         self,
         in_features: int,
@@ -469,15 +502,10 @@ class WATLinear(ShadowLayer, nn.Linear):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
-        *,
-        transform: Transform | None = None,
-        gain: str | None = None,
-        shadows: int = 1,
-        backend: str = "auto",
-        aom_gain: bool = True,
+        **shadow: Unpack[ShadowArguments],
     ):
         super().__init__(in_features, out_features, bias, device, dtype)
-        self._set_up(transform, gain, shadows, backend, aom_gain)
+        self._set_up(shadow)
 
     def _compile_transform(self, transform: Transform | None) -> None:
         if transform is None or transform.grid is None:

@@ -1,6 +1,7 @@
 """WATConv2d, WATConv1d, WATLinear as stand-ins for torch's layers."""
 
 import copy
+import inspect
 import io
 import pickle
 
@@ -341,3 +342,27 @@ def test_tables_and_grids_go_where_the_weight_goes(monkeypatch):
         layer.to("meta")
         assert not asked
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("name", ["Conv2d", "Conv1d", "Linear"])
+def test_help_shows_every_argument_and_a_wrong_one_is_named(name):
+    ours, torchs = getattr(watnn, f"WAT{name}"), getattr(nn, name)
+    shown = list(inspect.signature(ours).parameters.values())
+    own = [one.name for one in inspect.signature(torchs).parameters.values()]
+    assert [one.name for one in shown] == [*own, "transform", "gain", "shadows", "backend", "aom_gain"]
+    added = {one.name: (one.default, one.annotation) for one in shown[len(own) :]}
+    assert added == {
+        "transform": (None, "Transform | None"), "gain": (None, "str | None"), "shadows": (1, "int"),
+        "backend": ("auto", "str"), "aom_gain": (True, "bool"),
+    }  # fmt: skip
+    assert all(one.kind is one.KEYWORD_ONLY for one in shown[len(own) :])
+    made = list(inspect.signature(ours.from_module).parameters)
+    assert made == ["module", "transform", "gain", "shadows", "backend", "aom_gain"]
+    sizes = (2, 2, 3) if name.startswith("Conv") else (2, 2)
+    for call in (lambda: ours(*sizes, transfrom=WAT()), lambda: ours.from_module(torchs(*sizes), transfrom=WAT())):
+        with pytest.raises(
+            TypeError, match=f"WAT{name} got an unexpected keyword argument 'transfrom'; accepted .* transform, gain"
+        ):
+            call()
+    with pytest.raises(ValueError, match="gain='each'; accepted are None, 'layer', 'channel'"):
+        ours(*sizes, gain="each")
