@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -216,11 +217,16 @@ def _dweight(dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     return grads[1].permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="a file that gets a line of JSON for each time")
-    measure(parser.parse_args().out)
+    given = parser.parse_args()
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0):
+        print("tma_study: it needs a GPU of compute capability 9.0 or more that torch can use", file=sys.stderr)
+        return 2
+    measure(given.out)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

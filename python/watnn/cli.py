@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +21,20 @@ _EXTRAS = {  # the packages of each extra, by the name that is imported
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit status: 0 done, 1 failed, 2 bad arguments, 130 stopped by Ctrl-C."""
+    """Runs one command and returns its exit status: 0 done, 1 failed, 2 bad arguments, 130 stopped by Ctrl-C.
+
+    141 where who reads the output wants no more of it, as with `| head`.
+    """
+    try:
+        status = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end
+        return 128 + signal.SIGPIPE
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "info":
         from watnn.info import describe

@@ -93,3 +93,9 @@ def test_without_the_demo_s_packages_all_but_the_demo_works():
     assert done.returncode == 1, done.stderr
     assert "shadow_linear on cpu" in done.stdout
     assert done.stderr == ("watnn demo: scikit-learn, matplotlib, rich not installed: pip install wat-kernels[demo]\n")
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    running = subprocess.Popen([sys.executable, "-m", "watnn", "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    running.stdout.close()
+    assert running.stderr.read() == b"" and running.wait() == 141
