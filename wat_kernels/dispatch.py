@@ -47,7 +47,7 @@ class Backend(Protocol):
 class Decision(NamedTuple):
     """Which backend runs a call.
 
-    passed_over: (name, reason) of those that `auto` would rather have taken; empty where the backend was named
+    passed_over: (name, reason) of the backends that `auto` prefers to it; empty where the backend was named
     """
 
     backend: str
@@ -81,7 +81,7 @@ def decide(op: str, backends: Mapping[str, Backend], requested: str, environment
     passed_over: list[tuple[str, str]] = []
     for name, backend in backends.items():
         if getattr(backend, "RUNS_ON", call.device) != call.device:
-            continue  # made for another kind of device: nobody would rather have it
+            continue  # made for another kind of device: no alternative here
         accepted, reason = backend.supports(call)
         if accepted and hasattr(backend, "worthwhile"):
             accepted, reason = backend.worthwhile(call)

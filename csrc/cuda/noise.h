@@ -68,7 +68,7 @@ WAT_HOST_DEVICE void normal4(uint64_t key, uint32_t shadow, uint64_t block, floa
 
 // The factors of elements e, e + 1, ... e + N - 1 of SW, N being 4 or 8; kind must not be kNoiseNone. It costs least where
 // e is a multiple of N: one block of DropConnect, or N / 4 of Gaussian noise; else one more. Elements before the first one
-// (e counts modulo 2^64) have factors that nobody should use.
+// (e counts modulo 2^64) have factors that must not be used.
 template <int N>
 WAT_HOST_DEVICE void noise_factors(const NoiseKind& noise, uint64_t key, uint32_t shadow, uint64_t e, float out[N]) {
   if (noise.kind == kNoiseDropConnect) {

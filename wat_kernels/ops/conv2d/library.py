@@ -1,8 +1,8 @@
 """Materialise the active taps of SW, call the vendor's convolution: the honest baseline, and a fallback.
 
 On the CPU the drawn row is read, so that the kernel can be cropped to the rectangle of its active taps: a translated
-kernel is a smaller kernel with another padding, and what is outside is computed by nobody. On an accelerator that would
-mean to wait for the device at each call; SW is whole there, with zeros at the other taps.
+kernel is a smaller kernel with another padding, and nothing is computed outside of it. On an accelerator that would mean
+waiting for the device at each call; SW is whole there, with zeros at the other taps.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Materialise SW, call the vendor's matrix product: the honest baseline, and a fallback.
 
 On the CPU a moved or flipped matrix is read through a view: only the part of PW that stays inside is multiplied. On an
-accelerator that would mean to wait for the drawn shift; SW is gathered whole there, with zeros in it.
+accelerator that would mean waiting for the drawn shift; SW is gathered whole there, with zeros in it.
 """
 
 from __future__ import annotations
