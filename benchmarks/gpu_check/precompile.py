@@ -1,6 +1,6 @@
 """Compiles the Triton kernels that the check will launch, on a machine without a GPU, into a cache that travels with the tree.
 
-    python -m benchmarks.gpu_check.precompile [--minutes 20]
+    python -m benchmarks.gpu_check.precompile [--minutes 20] [--tests]
 
 Everything is launched as on a GPU of compute capability 9.0, by a driver that does nothing (benchmarks/host_time.py), so the
 cache has what a launch there asks for: the stages' problems, each with every configuration that tuning would try. It holds
@@ -36,6 +36,11 @@ _Item = tuple[
     str, str, Callable[[], object]
 ]  # (what, which of the configurations that suit: one of these, what launches it)
 FIRST, LAST, EVERY = "the first", "the last", "every one"
+# of --tests, a process each. What they launch is known beforehand, but for random examples, which are others each time
+_SUITES = (
+    ("tests/triton/check_philox.py", "tests/triton/check_conv2d.py"),
+    ("tests/triton/check_linear.py", "tests/triton/check_noise.py", "tests/ops/test_conv2d.py", "tests/ops/test_linear.py"),
+)  # fmt: skip
 
 
 def main() -> int:
@@ -43,6 +48,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the cache goes (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=30, help="no kernel is begun after this (default %(default)s)")
     parser.add_argument("--only", default="", help="problems whose name has this in it")
+    parser.add_argument("--tests", action="store_true", help="those of the stage `tests`, too: half as many again")
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)  # a process of its own
     given = parser.parse_args()
     if given.part is not None:
@@ -76,12 +82,36 @@ def main() -> int:
     if any([process.wait() for process in running]):
         print("precompile: a process failed, no cache was made", file=sys.stderr)
         return 2
+    if given.tests:
+        _compile_tests({**environment, "CUDA_VISIBLE_DEVICES": ""}, 60 * given.minutes)
     path = pack(work, given.folder)
     kernels = sum(1 for _ in work.glob("*/*.cubin"))
     shutil.rmtree(work)
     megabytes = path.stat().st_size / 1e6
     print(f"{kernels} kernels, {megabytes:.1f} MB, {time.monotonic() - start:.0f} s: {path}")
     return 0
+
+
+def _compile_tests(environment: dict[str, str], seconds: float) -> None:
+    """Says on stderr which suites did not come to their end; what they compiled until then is kept."""
+    environment = {
+        name: value for name, value in environment.items() if name not in ("TRITON_INTERPRET", "WAT_TEST_DEVICE")
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu_check.compile_tests", "-p", "no:xdist"]
+    more = ["-p", "no:cacheprovider", "--tb=no", "-m", "not long"]
+    deadline = time.monotonic() + seconds
+    running = [
+        (suites, subprocess.Popen([*command, *more, *suites], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL))
+        for suites in _SUITES
+    ]
+    for suites, process in running:
+        try:
+            status = process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            status = process.wait()
+        if status not in (0, 1):  # failures are the rule: nothing was computed
+            print(f"precompile: {' '.join(suites)} ended with {status}", file=sys.stderr)
 
 
 def name() -> str:
@@ -210,6 +240,7 @@ def items() -> Iterator[_Item]:
     yield from _smoke()
     yield "speed: L2", FIRST, _from_l2
     yield "speed: noise", FIRST, _noise
+    yield "speed: rows", FIRST, _rows
     yield "sanitizer: small run", LAST, _small_run
     for shape, variants in _conv_shapes():
         yield f"convolution {shape}", EVERY, partial(_convolution, shape, variants)
@@ -260,6 +291,13 @@ def _noise() -> None:
     for noise in NOISES.values():
         triton_noise.multiply(weight, torch.empty_like(weight), key, 0, noise.code, noise.amount)
         triton_noise.draw(key, 1, weight.numel(), noise.code, noise.amount)
+
+
+def _rows() -> None:
+    """What `library` and `reference` launch for a convolution."""
+    from wat_kernels import triton_rows
+
+    triton_rows.row_words(torch.tensor(0), 1)
 
 
 def _conv_shapes() -> Iterator[tuple]:

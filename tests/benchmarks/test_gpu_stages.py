@@ -170,10 +170,32 @@ def test_kernels_that_were_compiled_before_are_taken_from_the_cache(tmp_path):
     pytest.importorskip("triton")
     made = run("-m", "benchmarks.gpu_check.precompile", "--folder", str(tmp_path / "a"), "--only", "speed: ")
     assert made.returncode == 0, made.stderr
-    assert made.stdout.startswith("5 kernels, ")  # of L2; noise of two kinds, drawn and multiplied
+    assert made.stdout.startswith("6 kernels, ")  # of L2; noise of two kinds, drawn and multiplied; rows
     (tmp_path / "a").rename(tmp_path / "b")
     taken = run("-c", TAKEN, str(tmp_path / "b"))
     assert taken.stdout.split("\n")[0] == "True (5, 0)", taken.stdout + taken.stderr
+
+
+def test_checks_compile_what_a_gpu_would_launch(tmp_path, monkeypatch):
+    """Under the plugin, into Triton's cache; without comparing anything."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    one = "tests/triton/check_noise.py::test_the_factors[1025-1]"
+    ran = run(
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "benchmarks.gpu_check.compile_tests",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        one,
+    )
+    assert "1 passed" in ran.stdout or "1 failed" in ran.stdout, ran.stdout + ran.stderr
+    assert {path.name for path in tmp_path.glob("*/*.cubin")} == {"noise_kernel.cubin"}
 
 
 def test_a_cache_for_other_kernels_is_not_taken_silently(tmp_path, capsys):
