@@ -206,7 +206,7 @@ def test_where_nobody_watches_the_dispatcher_is_passed_by(needs_gradient, monkey
     def forbidden(*_):
         raise AssertionError("through the dispatcher")
 
-    monkeypatch.setattr(autograd, "_overload", forbidden)
+    monkeypatch.setattr(autograd, "_called", forbidden)
     x, weight = torch.randn(3, 5), torch.randn(4, 5, requires_grad=needs_gradient)
     y = shadow_linear(x, weight, key=3, backend="library")
     torch.testing.assert_close(y, x @ weight.T)
