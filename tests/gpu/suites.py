@@ -1,7 +1,7 @@
 """The tests that a GPU is to run, by what they tell: where time is short, the first of them are run.
 
-With WAT_TEST_DEVICE=cuda, which leaves out what needs no GPU and shortens what is random (tests/conftest.py). A minute and
-a half for six processes on one GPU is the aim; what takes the time is compiling, not computing.
+With WAT_TEST_DEVICE=cuda, which leaves out what needs no GPU and shortens what is random (tests/conftest.py). Twelve
+processes take more than two minutes on an H200; what takes the time is compiling, not computing.
 """
 
 SUITES: tuple[str, ...] = (
