@@ -48,7 +48,9 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where the cache goes (default %(default)s)")
     parser.add_argument("--minutes", type=float, default=30, help="no kernel is begun after this (default %(default)s)")
     parser.add_argument("--only", default="", help="problems whose name has this in it")
-    parser.add_argument("--tests", action="store_true", help="those of the stage `tests`, too: two thirds as many again")
+    parser.add_argument(
+        "--tests", action="store_true", help="those of the stage `tests`, too: two thirds as many again"
+    )
     parser.add_argument("--part", type=int, help=argparse.SUPPRESS)  # a process of its own
     given = parser.parse_args()
     if given.part is not None:
