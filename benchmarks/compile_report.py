@@ -23,8 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from wat_kernels.matrix_grid import MatrixGridTensors
-from wat_kernels.ops.conv2d import triton as conv2d
-from wat_kernels.ops.conv2d.geometry import Convolution
+from wat_kernels.ops.conv import triton as conv2d
+from wat_kernels.ops.conv.geometry import Convolution
 from wat_kernels.ops.linear import triton as linear
 from wat_kernels.signature import Draw
 from wat_kernels.tap_table import TableTensors

@@ -77,8 +77,8 @@ def stub_driver() -> None:
 
     from triton.backends.nvidia.driver import CudaDriver
 
-    from wat_kernels.ops import conv2d, linear
-    from wat_kernels.ops.conv2d import triton as conv2d_backend
+    from wat_kernels.ops import conv, linear
+    from wat_kernels.ops.conv import triton as conv_backend
     from wat_kernels.ops.linear import triton as linear_backend
     from wat_kernels.torch_library import implement_shadow_op
 
@@ -90,7 +90,7 @@ def stub_driver() -> None:
             self.get_device_capability = lambda device: (9, 0)
 
     triton.runtime.driver.set_active(Driver())
-    for name, op, backend in (("shadow_conv2d", conv2d, conv2d_backend), ("shadow_linear", linear, linear_backend)):
+    for name, op, backend in (("shadow_conv", conv, conv_backend), ("shadow_linear", linear, linear_backend)):
         implement_shadow_op(name, "triton", backend.forward, backend.backward, "CPU")
         backend.refusal = lambda call: ""  # of tensors on the CPU
         backend.programs_wanted = lambda device: _PROGRAMS

@@ -4,7 +4,7 @@ python -m benchmarks.tma_study [--out FILE]      # on a GPU of compute capabilit
 
 x (N, H, W, C) is a 4-d descriptor with boxes of (images, rows, columns, channels); what lies outside comes as zeros, so that
 padding needs no mask and a tap no address. The weight (O, 9, I) is a 2-d one. What is measured is bf16, 3x3, padding 1, the
-nine taps and six of them, against torch's own convolution. `wat_kernels/ops/conv2d/README.md` says what came out.
+nine taps and six of them, against torch's own convolution. `wat_kernels/ops/conv/README.md` says what came out.
 """
 
 from __future__ import annotations

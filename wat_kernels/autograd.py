@@ -195,7 +195,7 @@ def _reference_grads(
     mask: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """The reference's gradients for those of x, weight, bias and gain that `mask` asks for, differentiable."""
-    inputs = [x, weight, dy.new_zeros(weight.shape[0]), gain]
+    inputs = [x, weight, dy.new_zeros(dy.shape[1]), gain]  # dy: (N, O, ...) or (rows, out)
 
     def forward(*asked: Tensor) -> Tensor:
         given = iter(asked)
@@ -247,7 +247,7 @@ class _DualShadowBackward(_ShadowBackward):
         )
         # torch cannot nest forward mode outside of torch.func: the derivative of u -> J^T u, taken in reverse, is J itself
         pull = torch.func.vjp(first_derivative, *(t for t in inputs if t is not None))[1]
-        results = (x, weight, dy.new_zeros(weight.shape[0]), gain)
+        results = (x, weight, dy.new_zeros(dy.shape[1]), gain)
         somewhere = tuple(torch.zeros_like(t) for t, asked in zip(results, ctx.mask, strict=True) if asked)
         found = iter(torch.func.vjp(lambda *u: pull(u), *somewhere)[1](moved))
         # what was not asked for is an empty tensor of x's dtype

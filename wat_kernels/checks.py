@@ -96,9 +96,14 @@ def without_autocast(cast_to: torch.dtype | None, device: str) -> AbstractContex
 
 
 def check_parameters(
-    x: Meta, weight: Meta, bias: Meta | None, gain: Meta | None, weight_dims: int, cast_to: torch.dtype | None
+    x: Meta,
+    weight: Meta,
+    bias: Meta | None,
+    gain: Meta | None,
+    weight_dims: tuple[int, ...],
+    cast_to: torch.dtype | None,
 ) -> None:
-    """Dtypes, devices and shapes of what every op takes. cast_to: the dtype of autocast where it is on."""
+    """Dtypes and devices of what every op takes. cast_to: the dtype of autocast where it is on."""
     for name, meta in (("x", x), ("weight", weight), ("bias", bias), ("gain", gain)):
         if meta is None:
             continue
@@ -109,12 +114,18 @@ def check_parameters(
         if name in ("weight", "bias") and cast_dtype(cast_to, meta.dtype) != cast_dtype(cast_to, x.dtype):
             advice = "or use autocast" if cast_to is None else "autocast leaves float64 as it is"
             raise TypeError(f"{name} is {meta.dtype}, x is {x.dtype}; both must have one dtype ({advice})")
-    if len(weight.shape) != weight_dims:
-        raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted are {weight_dims} dimensions")
-    channels = weight.shape[0]
+    if len(weight.shape) not in weight_dims:
+        accepted = " or ".join(map(str, weight_dims))
+        raise ValueError(f"weight has shape {tuple(weight.shape)}; accepted are {accepted} dimensions")
+
+
+def check_outputs(bias: Meta | None, gain: Meta | None, channels: int) -> None:
+    """Shapes of what stands on the outputs."""
     if bias is not None and bias.shape != (channels,):
         raise ValueError(f"bias has shape {tuple(bias.shape)}; accepted is ({channels},), one for each output channel")
-    if gain is not None and gain.shape not in ((), (1,), (channels,)):
+    if gain is not None and (
+        len(gain.shape) > 1 or (len(gain.shape) == 1 and gain.shape[0] != 1 and gain.shape[0] != channels)
+    ):
         raise ValueError(f"gain has shape {tuple(gain.shape)}; accepted is one element or ({channels},)")
 
 

@@ -19,19 +19,22 @@ NAMES = ("cuda", "triton", "native", "library", "reference")
 class Call(NamedTuple):
     """What backends look at to accept or refuse. `kernel` is (1, 1) and `groups` 1 for a linear layer.
 
-    rows:  of the matrix that a linear layer multiplies; for a convolution, output pixels of the whole batch
+    rows:  of the matrix that a linear layer multiplies; for a convolution, output pixels of the whole batch, and input
+           pixels for a transposed one
     device_index: of x's device among those of its type; None is the current one
+    transposed: of a convolution
     """
 
     device: str
     dtype: torch.dtype
-    kernel: tuple[int, int] = (1, 1)
+    kernel: tuple[int, ...] = (1, 1)
     in_channels: int = 1
     out_channels: int = 1
     groups: int = 1
     noise: int = 0
     rows: int = 1
     device_index: int | None = None
+    transposed: bool = False
 
 
 class Backend(Protocol):

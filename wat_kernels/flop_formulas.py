@@ -24,35 +24,36 @@ from torch.utils.flop_counter import register_flop_formula
 
 from wat_kernels.draw import draw_rows_from
 from wat_kernels.matrix_grid import draw_matrix_grid, mean_inside
-from wat_kernels.ops import conv2d, linear  # noqa: F401  (the ops are defined before they get a formula)
+from wat_kernels.ops import conv, linear  # noqa: F401  (the ops are defined before they get a formula)
 from wat_kernels.signature import Draw
 from wat_kernels.torch_library import SCALED, SIGNATURES
 
 
-def _conv2d_pass(y: Tensor, weight: Tensor, draw: Draw) -> int:
-    """y: (N, O, H_out, W_out), weight: (O, I, kh, kw)"""
+def _conv_pass(x: Tensor, y: Tensor, weight: Tensor, draw: Draw, layout: Any) -> int:
+    """x: (N, C, ...), y: (N, O, ...), weight: (O, I, ...), or (C, O / groups, ...) where the layout is transposed"""
     with unset_fake_temporarily():  # the table may be real where x is not
         active = _mean_active_taps(draw, math.prod(weight.shape[2:]))
-    return round(2 * y.numel() * weight.shape[1] * active)
+    gathered = x if layout.transposed else y  # each element of it meets every tap of every channel of a group
+    return round(2 * gathered.numel() * weight.shape[1] * active)
 
 
-def _linear_pass(y: Tensor, weight: Tensor, draw: Draw) -> int:
-    """y: (rows, out), weight: (out, in)"""
+def _linear_pass(x: Tensor, y: Tensor, weight: Tensor, draw: Draw, layout: Any) -> int:
+    """x: (rows, in), y: (rows, out), weight: (out, in)"""
     with unset_fake_temporarily():
         elements = _mean_elements(draw, weight.shape)
     return round(2 * y.shape[0] * elements)
 
 
-def _register(op: str, one_pass: Callable[[Tensor, Tensor, Draw], int]) -> None:
-    """one_pass: of y or dy, the weight and the draw -> the multiply-adds of one product, times 2"""
+def _register(op: str, one_pass: Callable[[Tensor, Tensor, Tensor, Draw, Any], int]) -> None:
+    """one_pass: of x, y or dy, the weight, the draw and the layout -> the multiply-adds of one product, times 2"""
     structured = SIGNATURES[op].structured
 
     def forward(x: Tensor, weight: Tensor, bias: object, gain: object, *flat: Any, out_val: Tensor) -> int:
-        return one_pass(out_val, weight, structured(flat)[0])
+        return one_pass(x, out_val, weight, *structured(flat))
 
     def backward(dy: Tensor, x: Tensor, weight: Tensor, gain: object, *flat: Any, out_val: object) -> int:
         *flat, mask = flat  # type: ignore[assignment]
-        return _passes(mask) * one_pass(dy, weight, structured(flat)[0])
+        return _passes(mask) * one_pass(x, dy, weight, *structured(flat))
 
     for name, formula in ((op, forward), (f"{op}_bwd", backward)):
         for scaled in ("", SCALED):
@@ -97,5 +98,5 @@ def _readable(*tensors: Tensor) -> bool:
     return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-_register("shadow_conv2d", _conv2d_pass)
+_register("shadow_conv", _conv_pass)
 _register("shadow_linear", _linear_pass)

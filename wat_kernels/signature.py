@@ -3,7 +3,7 @@
     forward(x, weight, bias, gain, draw, layout) -> y
     backward(dy, x, weight, gain, draw, layout, mask) -> (dx, dweight, dbias, dgain)
 
-`Draw` says what is drawn, a layout (`ops.conv2d.Convolution`, `ops.linear.Linear`) how the operation is laid out. Backends,
+`Draw` says what is drawn, a layout (`ops.conv.Convolution`, `ops.linear.Linear`) how the operation is laid out. Backends,
 autograd, fakes and FLOP formulas see these. The flat list, `torch.ops.wat_kernels.<op>.<backend>`, is made of their fields
 here and nowhere else: a field more is an argument more in every schema.
 """

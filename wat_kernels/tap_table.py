@@ -32,9 +32,9 @@ class TableTensors(NamedTuple):
 class TapTable:
     """R tap maps with R probabilities (a transform compiled for one kernel size).
 
-    maps:          (R, K, K), K = kh * kw: `SW[o, i, t] = sum_p maps[row, t, p] * PW[o, i, p]`
+    maps:          (R, K, K), K = kh * kw, or as many as there are taps in 1 or 3 dimensions: `SW[o, i, t] = sum_p maps[row, t, p] * PW[o, i, p]`
     probabilities: (R,), non-negative, summing to one
-    kernel_size:   (kh, kw) where it is known; then a layer of another kernel size is refused, also when K agrees
+    kernel_size:   (kh, kw), (k,) or (kd, kh, kw) where it is known; then a layer of another kernel size is refused, also when K agrees
 
     Equal maps are merged and rows of probability zero dropped, so `.maps` may be shorter than what was given. A table
     is immutable; its tensors on each device are made once and kept.
@@ -43,7 +43,7 @@ class TapTable:
 
     @on_cpu
     def __init__(
-        self, maps: Tensor, probabilities: Tensor | Sequence[float], kernel_size: tuple[int, int] | None = None
+        self, maps: Tensor, probabilities: Tensor | Sequence[float], kernel_size: tuple[int, ...] | None = None
     ):
         maps = _checked_maps(maps)
         probabilities = check_probabilities(probabilities, len(maps))
@@ -51,7 +51,7 @@ class TapTable:
             raise ValueError(
                 f"kernel_size={tuple(kernel_size)} has {math.prod(kernel_size)} taps, maps have {maps.shape[1]}"
             )
-        self.kernel_size = None if kernel_size is None else (int(kernel_size[0]), int(kernel_size[1]))
+        self.kernel_size = None if kernel_size is None else tuple(int(size) for size in kernel_size)
         self.maps, self.probabilities = _merge_equal(maps, probabilities)
         tensors = TableTensors(thresholds_of(self.probabilities), _to_ell(self.maps), _to_ell(self.maps.mT))
         self._on_device = {torch.device("cpu"): tensors}
@@ -59,7 +59,7 @@ class TapTable:
 
     @classmethod
     @on_cpu
-    def identity(cls, kernel_size: tuple[int, int]) -> TapTable:
+    def identity(cls, kernel_size: tuple[int, ...]) -> TapTable:
         """The table with one row, SW = PW."""
         return cls(torch.eye(math.prod(kernel_size)).unsqueeze(0), [1.0], kernel_size)
 

@@ -13,10 +13,10 @@ SCALED = "_scaled"
 SIGNATURES: dict[str, Signature] = {}  # of the shadow ops, by name
 IMPLEMENTATIONS: dict[tuple[str, str], Callable] = {}  # (op, backend): the function, of those written in Python
 
-# Every op has one schema and one overload per backend, `shadow_conv2d.library` for example: a compiled graph names the
+# Every op has one schema and one overload per backend, `shadow_conv.library` for example: a compiled graph names the
 # backend that was chosen, and C++ registers its own overload without passing through Python.
 #
-# The amount of a noise is a float there, which a compiled graph takes for a constant. `shadow_conv2d_scaled.library` and
+# The amount of a noise is a float there, which a compiled graph takes for a constant. `shadow_conv_scaled.library` and
 # the like take it as a () tensor on the CPU and are otherwise the same, for graphs in which it changes.
 
 

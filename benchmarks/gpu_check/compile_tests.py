@@ -1,6 +1,6 @@
 """A plugin of pytest under which the checks of the Triton kernels compile what a GPU would launch, and compare nothing.
 
-pytest -p benchmarks.gpu_check.compile_tests tests/triton/check_conv2d.py ..., by `precompile --tests`
+pytest -p benchmarks.gpu_check.compile_tests tests/triton/check_conv.py ..., by `precompile --tests`
 
 Launches go to a driver that does nothing (benchmarks/host_time.py), so results are rubbish and most tests fail; a
 comparison by torch.testing passes, so that the test goes on to its next launch.

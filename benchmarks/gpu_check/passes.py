@@ -14,7 +14,7 @@ from watnn.bench.suites.linear import Shape as LinearShape
 from watnn.transforms import WAT
 
 from wat_kernels import Noise, dispatch
-from wat_kernels.ops import conv2d, linear
+from wat_kernels.ops import conv, linear
 
 GPU_BACKENDS = ("cuda", "triton")
 _WARM_UPS = 3  # compiling and tuning launch kernels of their own
@@ -37,7 +37,7 @@ def layers() -> Iterator[Layer]:
     for depthwise, name in ((False, "conv"), (True, "depthwise")):
         shape = Shape(64, 32, batch=128, depthwise=depthwise)
         call = dispatch.Call("cuda", torch.bfloat16, (3, 3), 64, 64, shape.groups)
-        for backend in accepting(conv2d.BACKENDS, call):
+        for backend in accepting(conv.BACKENDS, call):
             yield Layer(f"{name}, {backend}", conv2d_passes(backend, shape))
     noise = Noise("dropconnect", 0.3)
     for rows in (32, 1024):
@@ -90,8 +90,8 @@ def conv2d_passes(
     x, dy = (normal(shape.batch, shape.channels, shape.image, shape.image) for _ in range(2))
     weight = normal(shape.channels, shape.channels // shape.groups, shape.kernel, shape.kernel)
     pads = [shape.padding] * 4
-    drawn = (key, *WAT().tap_table(shape.kernel).on(x.device), [1, 1], pads, [1, 1], shape.groups, 1, 0, 0.0)
-    return _passes("shadow_conv2d", backend, x, weight, dy, drawn)
+    drawn = (key, *WAT().tap_table(shape.kernel).on(x.device), [1, 1], pads, [1, 1], shape.groups, False, 1, 0, 0.0)
+    return _passes("shadow_conv", backend, x, weight, dy, drawn)
 
 
 def linear_passes(

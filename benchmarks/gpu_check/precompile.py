@@ -38,8 +38,8 @@ _Item = tuple[
 FIRST, LAST, EVERY = "the first", "the last", "every one"
 # of --tests, a process each. What they launch is known beforehand, but for random examples, which are others each time
 _SUITES = (
-    ("tests/triton/check_philox.py", "tests/triton/check_conv2d.py"),
-    ("tests/triton/check_linear.py", "tests/triton/check_noise.py", "tests/ops/test_conv2d.py", "tests/ops/test_linear.py"),
+    ("tests/triton/check_philox.py", "tests/triton/check_conv.py"),
+    ("tests/triton/check_linear.py", "tests/triton/check_noise.py", "tests/ops/test_conv.py", "tests/ops/test_linear.py"),
 )  # fmt: skip
 
 

@@ -49,12 +49,12 @@ def prepare(kind: str) -> None:
 
 def _emulate(folder: Path) -> None:
     from tests.cuda import emulation
-    from wat_kernels.ops.conv2d import cuda as depthwise
+    from wat_kernels.ops.conv import cuda as depthwise
     from wat_kernels.ops.linear import cuda as linear
     from wat_kernels.torch_library import implement_shadow_op
 
     accepts: Callable = lambda call: "" if call.device == "cpu" else f"x is on {call.device}; this is a rehearsal"  # noqa: E731
-    for name, op, backend in zip(_EMULATED, ("shadow_conv2d", "shadow_linear"), (depthwise, linear), strict=True):
+    for name, op, backend in zip(_EMULATED, ("shadow_conv", "shadow_linear"), (depthwise, linear), strict=True):
         emulation.load(folder / f"{name}.so", torch_library=True)
         backend.stream_of = lambda tensor: 0
         backend.multiprocessors = lambda device: _MULTIPROCESSORS

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.gpu_check.passes import accepting
 from wat_kernels import MatrixGrid, Noise, TapTable, dispatch, shadow_conv2d, shadow_linear, triton_launch
-from wat_kernels.ops import conv2d, linear
+from wat_kernels.ops import conv, linear
 
 _NOISES = (None, Noise("dropconnect", 0.3), Noise("multiplicative", 0.1))
 
@@ -73,7 +73,7 @@ def calls(device: str) -> Iterator[None]:
                         x = leaf(4, 24, 7, 9, dtype=dtype, form=form)
                         weight, bias, gain = leaf(24, 24 // groups, 3, 3, dtype=dtype), leaf(24, dtype=dtype), leaf(24, dtype=dtype)  # fmt: skip
                         call = dispatch.Call(device, dtype, (3, 3), 24, 24, groups, noise.code if noise else 0)
-                        for backend in accepting(conv2d.BACKENDS, call):
+                        for backend in accepting(conv.BACKENDS, call):
                             if backend == "triton" and groups > 1:
                                 continue  # made for dense convolutions; it would take most of the time
                             y = shadow_conv2d(x, weight, bias, gain=gain, table=table, key=key, noise=noise, padding=1,

@@ -1,4 +1,4 @@
-// shadow_conv2d.native and shadow_conv2d_bwd.native: arguments in, ConvProblem filled, kernel of the instruction set
+// shadow_conv.native and shadow_conv_bwd.native: arguments in, ConvProblem filled, kernel of the instruction set
 // called. The kernels are in dense_*.h and depthwise_*.h.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -23,7 +23,7 @@ using torch::headeronly::MemoryFormat;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr char kOp[] = "shadow_conv2d.native";
+constexpr char kOp[] = "shadow_conv.native";
 constexpr char kNoScratch[] = "no memory for at most 2 MiB of scratch a thread";
 constexpr int64_t kTinyWork = int64_t{1} << 20;  // multiply-adds that one thread finishes before another wakes up
 
@@ -31,10 +31,14 @@ struct Shape4 {
   int64_t size[4], stride[4];
 };
 
+// Of images (N, C, H, W), or of sequences (N, C, L), which are images of height 1. Weights in the same way.
 Shape4 shape_of(const Tensor& t) {
   Shape4 shape;
   const auto sizes = t.sizes(), strides = t.strides();
-  for (int d = 0; d < 4; ++d) shape.size[d] = sizes[d], shape.stride[d] = strides[d];
+  const int missing = 4 - static_cast<int>(t.dim());
+  for (int d = 0; d < 2; ++d) shape.size[d] = sizes[d], shape.stride[d] = strides[d];
+  for (int d = 2 + missing; d < 4; ++d) shape.size[d] = sizes[d - missing], shape.stride[d] = strides[d - missing];
+  if (missing) shape.size[2] = 1, shape.stride[2] = shape.size[3] * shape.stride[3];
   return shape;
 }
 
@@ -44,7 +48,7 @@ Shape4 dense_shape(int64_t n, int64_t c, int64_t h, int64_t w, bool channels_las
   return {{n, c, h, w}, {least(c) * least(h) * least(w), least(h) * least(w), least(w), 1}};
 }
 
-// Whether torch calls these strides channels_last: by their order, sizes of 1 included. As in ops/conv2d/geometry.py.
+// Whether torch calls these strides channels_last: by their order, sizes of 1 included. As in ops/conv/geometry.py.
 bool is_channels_last(const Shape4& shape) {
   const int64_t *size = shape.size, *stride = shape.stride;
   int64_t least = 1;
@@ -56,11 +60,14 @@ bool is_channels_last(const Shape4& shape) {
   return true;
 }
 
-Tensor allocate(const Shape4& shape, const Tensor& like) {
+// With as many dimensions as `like`.
+Tensor allocate(const Shape4& of_images, const Tensor& like) {
   AtenTensorHandle handle;
   int32_t dtype;
+  Shape4 shape = of_images;
+  if (like.dim() == 3) shape.size[2] = shape.size[3], shape.stride[2] = shape.stride[3];
   WAT_CALL_TORCH("read a dtype", aoti_torch_get_dtype(like.get(), &dtype));
-  WAT_CALL_TORCH("allocate a result", aoti_torch_empty_strided(4, shape.size, shape.stride, dtype,
+  WAT_CALL_TORCH("allocate a result", aoti_torch_empty_strided(like.dim(), shape.size, shape.stride, dtype,
                                                                aoti_torch_device_type_cpu(), 0, &handle));
   Tensor tensor(handle);
   huge_pages(tensor.data_ptr(), tensor.numel() * (dtype == aoti_torch_dtype_float32() ? 4 : 2));
@@ -150,15 +157,21 @@ struct Arguments {
 
   Arguments(const Tensor& x_in, const Tensor& weight_in, const std::optional<Tensor>& gain_in, const Tensor& key,
             const Tensor& thresholds_in, const Tensor& taps_in, const Tensor& taps_t_in,
-            const std::vector<int64_t>& stride, const std::vector<int64_t>& padding,
-            const std::vector<int64_t>& dilation, int64_t groups, int64_t shadows, int64_t noise, double amount)
+            std::vector<int64_t> stride, std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups,
+            bool transposed, int64_t shadows, int64_t noise, double amount)
       : x(x_in),
         weight(weight_in),
         gain(gain_in),
         thresholds(adjacent(thresholds_in)),
         taps(adjacent(taps_in)),
         taps_t(adjacent(taps_t_in)) {
-    WAT_CHECK(x.dim() == 4 && weight.dim() == 4, "x and weight must have four dimensions");
+    WAT_CHECK((x.dim() == 3 || x.dim() == 4) && weight.dim() == x.dim(),
+              "x and weight must both have three dimensions, or four");
+    WAT_CHECK(!transposed, "transposed convolutions are not supported");
+    if (x.dim() == 3) {
+      stride.insert(stride.begin(), 1), dilation.insert(dilation.begin(), 1);
+      padding.insert(padding.begin(), 2, 0);
+    }
     const Shape4 xs = shape_of(x), ws = shape_of(weight);
     const ScalarType dtype = x.scalar_type();
     WAT_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
@@ -170,9 +183,9 @@ struct Arguments {
     WAT_CHECK(shadows >= 1 && xs.size[0] % shadows == 0, "shadows=", shadows, " does not divide the batch of ",
               xs.size[0]);
     WAT_CHECK(stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
-              "stride and dilation must have two elements, padding four");
+              "stride and dilation must have as many elements as there are sizes, padding twice as many");
     WAT_CHECK(key.numel() == 1 && key.scalar_type() == ScalarType::Long, "key must be one int64");
-    channels_last = is_channels_last(xs) || is_channels_last(ws);
+    channels_last = is_channels_last(ws) || (is_channels_last(xs) && (x.dim() == 4 || x.is_contiguous()));
     p.bf16 = dtype == ScalarType::BFloat16;
     p.N = xs.size[0], p.C = xs.size[1], p.H = xs.size[2], p.W = xs.size[3];
     p.O = ws.size[0], p.I = ws.size[1], p.kh = ws.size[2], p.kw = ws.size[3];
@@ -242,9 +255,10 @@ struct Plan {
 Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Tensor> bias_in,
                const std::optional<Tensor> gain_in, const Tensor key, const Tensor thresholds, const Tensor taps,
                const Tensor taps_t, const std::vector<int64_t> stride, const std::vector<int64_t> padding,
-               const std::vector<int64_t> dilation, int64_t groups, int64_t shadows, int64_t noise, double amount) {
-  Arguments a(x_in, weight_in, gain_in, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows,
-              noise, amount);
+               const std::vector<int64_t> dilation, int64_t groups, bool transposed, int64_t shadows, int64_t noise,
+               double amount) {
+  Arguments a(x_in, weight_in, gain_in, key, thresholds, taps, taps_t, stride, padding, dilation, groups, transposed,
+              shadows, noise, amount);
   ConvProblem& p = a.p;
   const SmallVector bias(bias_in);
   WAT_CHECK(bias.data == nullptr || bias.count == p.O, "bias has ", bias.count, " elements; accepted is ", p.O);
@@ -263,16 +277,17 @@ Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Te
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     const Tensor dy_in, const Tensor x_in, const Tensor weight_in, const std::optional<Tensor> gain_in, const Tensor key,
     const Tensor thresholds, const Tensor taps, const Tensor taps_t, const std::vector<int64_t> stride,
-    const std::vector<int64_t> padding, const std::vector<int64_t> dilation, int64_t groups, int64_t shadows,
-    int64_t noise, double amount, const std::vector<bool> mask) {
-  Arguments a(x_in, weight_in, gain_in, key, thresholds, taps, taps_t, stride, padding, dilation, groups, shadows,
-              noise, amount);
+    const std::vector<int64_t> padding, const std::vector<int64_t> dilation, int64_t groups, bool transposed,
+    int64_t shadows, int64_t noise, double amount, const std::vector<bool> mask) {
+  Arguments a(x_in, weight_in, gain_in, key, thresholds, taps, taps_t, stride, padding, dilation, groups, transposed,
+              shadows, noise, amount);
   ConvProblem& p = a.p;
   const int32_t float32 = aoti_torch_dtype_float32();
   WAT_CHECK(mask.size() == 4, "mask must have four elements");
-  WAT_CHECK(dy_in.dim() == 4 && dy_in.size(0) == p.N && dy_in.size(1) == p.O && dy_in.size(2) == p.OH &&
-                dy_in.size(3) == p.OW && dy_in.scalar_type() == x_in.scalar_type(),
-            "dy must have the shape and dtype of y");
+  WAT_CHECK(dy_in.dim() == x_in.dim() && dy_in.scalar_type() == x_in.scalar_type(), "dy must have the dtype of y");
+  const Shape4 dys = shape_of(dy_in);
+  WAT_CHECK(dys.size[0] == p.N && dys.size[1] == p.O && dys.size[2] == p.OH && dys.size[3] == p.OW,
+            "dy must have the shape of y");
   const bool want_dgain = mask[3] && gain_in.has_value();
   const bool want_weight = mask[1] || mask[2] || want_dgain;
   int32_t dtype;
@@ -328,6 +343,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 }  // namespace wat
 
 STABLE_TORCH_LIBRARY_IMPL(wat_kernels, CPU, m) {
-  m.impl("shadow_conv2d.native", TORCH_BOX(&wat::forward));
-  m.impl("shadow_conv2d_bwd.native", TORCH_BOX(&wat::backward));
+  m.impl("shadow_conv.native", TORCH_BOX(&wat::forward));
+  m.impl("shadow_conv_bwd.native", TORCH_BOX(&wat::backward));
 }

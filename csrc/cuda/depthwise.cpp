@@ -1,4 +1,4 @@
-// The launches of depthwise.h as torch ops that write into tensors they are given: wat_kernels/ops/conv2d/cuda.py defines
+// The launches of depthwise.h as torch ops that write into tensors they are given: wat_kernels/ops/conv/cuda.py defines
 // the schemas, allocates, and says on which stream. Arguments in, DepthwiseProblem filled, kernel launched.
 #include "depthwise.h"
 
@@ -21,7 +21,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr char kOp[] = "shadow_conv2d.cuda";
+constexpr char kOp[] = "shadow_conv.cuda";
 
 Scalar scalar_of(const Tensor& t) {
   const ScalarType type = t.scalar_type();

@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from watnn.bypass import Watch, warn_of_readers, watch_weight
 from watnn.distributed import refuse_wrapped
-from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, as_2d, is_lazy, shadow_layers
+from watnn.layers import SHADOW_CLASSES, ShadowLayer, WATLinear, adopt, as_image, is_lazy, shadow_layers
 from watnn.modes import Model
 from watnn.transforms import Transform
 
@@ -311,7 +311,7 @@ def _reason_to_leave(module: nn.Module, transform: Transform, named: bool) -> st
         return "the transform changes nothing"
     if cls is WATLinear:
         return None if named else "a grid transform; name it in include to move the whole matrix"
-    kernel = as_2d(cast(tuple[int, ...], module.kernel_size), 1)
+    kernel = as_image(cast(tuple[int, ...], module.kernel_size))
     if transform.noise is None and transform.grid.tap_table(kernel).is_identity:
         return f"the transform cannot change a {kernel[0]}x{kernel[1]} kernel"
     return None

@@ -12,14 +12,14 @@ from torch.nn.utils import parametrize
 
 from wat_kernels import draw_key
 from wat_kernels.draw import as_key, draw_rows_from
-from wat_kernels.ops.conv2d import reference as conv_reference
-from wat_kernels.ops.conv2d.geometry import resolve_padding
-from wat_kernels.ops.conv2d.library import Rectangle, active_rectangle, cropped_padding
+from wat_kernels.ops.conv import reference as conv_reference
+from wat_kernels.ops.conv.geometry import resolve_padding
+from wat_kernels.ops.conv.library import Box, active_box, cropped_padding
 from wat_kernels.ops.linear import reference as linear_reference
 from wat_kernels.signature import Draw
 from watnn.conversion import UNWRAP, folds_gain, plain_layer, replace_modules, revert, shared_weights
 from watnn.distributed import refuse_wrapped
-from watnn.layers import ShadowConv, ShadowLayer, WATConv1d, WATLinear, as_2d, shadow_layers
+from watnn.layers import ShadowConv, ShadowLayer, WATLinear, shadow_layers
 from watnn.modes import Model, layer_keys
 
 
@@ -39,7 +39,7 @@ def shadow_weight(layer: ShadowLayer, key: int | Tensor) -> Tensor:
     else:
         assert isinstance(layer, ShadowConv)
         table = layer.tap_table.on(layer.weight.device)
-        weights = conv_reference.shadow_weights(_as_2d(layer.weight), Draw(key, table, layer.shadows, *noise))
+        weights = conv_reference.shadow_weights(layer.weight, Draw(key, table, layer.shadows, *noise))
     weights = weights.view(layer.shadows, *layer.weight.shape)
     return weights if layer.shadows > 1 else weights[0]
 
@@ -52,7 +52,7 @@ def export(model: nn.Module, mode: str = "aom", key: int | None = None, *, crop:
     """A copy of `model` for inference, made of plain torch modules only, in eval().
 
     mode: "aom", PW with the gain folded in; or "dom", the SW of one draw with the gain folded in, where a kernel is
-          really cropped to the rectangle of its active taps: an `nn.Conv2d` of a smaller kernel, after an
+          really cropped to the box of its active taps: an `nn.Conv2d` of a smaller kernel, after an
           `nn.ZeroPad2d` where the padding that is left is uneven
     key:  for "dom": the key of `watnn.dom(model, key)`, whose outputs the exported model gives. By default the key that
           the model is in DOM with, else a fresh draw
@@ -130,10 +130,6 @@ def _dom_keys(layers: list[tuple[str, ShadowLayer]], key: int | None) -> list[in
     return layer_keys(int(draw_key()) if key is None else key, len(layers))
 
 
-def _as_2d(weight: Tensor) -> Tensor:
-    return weight.unsqueeze(-2) if weight.ndim == 3 else weight
-
-
 def _dom_layer(layer: ShadowLayer, key: int, crop: bool) -> nn.Module:
     """The torch module that computes what `layer` computes with the first SW of `key`."""
     with torch.no_grad():
@@ -146,52 +142,51 @@ def _dom_layer(layer: ShadowLayer, key: int, crop: bool) -> nn.Module:
             plain.weight = nn.Parameter(weight.contiguous())
             return plain
         assert isinstance(layer, ShadowConv)
-        return _cropped(layer, plain, weight, dom_rectangle(layer, key))
+        return _cropped(layer, plain, weight, dom_box(layer, key))
 
 
-def dom_rectangle(layer: ShadowConv, key: int) -> Rectangle | None:
-    """The rectangle of active taps of the first row that `key` draws for a convolution; None if no tap is active."""
+def dom_box(layer: ShadowConv, key: int) -> Box | None:
+    """The box of active taps of the first row that `key` draws for a convolution; None if no tap is active."""
     table = layer.tap_table.on(torch.device("cpu"))
     row = int(draw_rows_from(table.thresholds, as_key(key), layer.shadows)[0])
-    return row_rectangle(layer, row)
+    return row_box(layer, row)
 
 
-def row_rectangle(layer: ShadowConv, row: int) -> Rectangle | None:
-    """The rectangle of active taps of one row of a convolution's table."""
+def row_box(layer: ShadowConv, row: int) -> Box | None:
+    """The box of active taps of one row of a convolution's table."""
     line = layer.tap_table.on(torch.device("cpu")).taps[row]
-    return active_rectangle(line[1 : 1 + int(line[0])].tolist(), as_2d(layer.kernel_size, 1))
+    return active_box(line[1 : 1 + int(line[0])].tolist(), layer.kernel_size)
 
 
-def _cropped(layer: ShadowConv, plain: Any, weight: Tensor, rectangle: Rectangle | None) -> nn.Module:
-    """`plain` with the part of `weight` inside `rectangle`, and the padding that makes it give the same."""
-    one_dimensional = isinstance(layer, WATConv1d)
-    kernel, stride, dilation = as_2d(layer.kernel_size, 1), as_2d(layer.stride, 1), as_2d(layer.dilation, 1)
-    given = layer.padding if isinstance(layer.padding, str) else as_2d(layer.padding, 0)
-    padding = resolve_padding(given, kernel, stride, dilation)
+def _cropped(layer: ShadowConv, plain: Any, weight: Tensor, box: Box | None) -> nn.Module:
+    """`plain` with the part of `weight` inside `box`, and the padding that makes it give the same."""
+    kernel, dilation = layer.kernel_size, layer.dilation
+    padding = resolve_padding(layer.padding, kernel, layer.stride, dilation)
     modules: list[nn.Module] = []
     if layer.padding_mode != "zeros" and any(padding):
-        modules.append(_padding_module(layer.padding_mode, padding, one_dimensional))
-        padding = (0, 0, 0, 0)
-    if rectangle is None:  # one tap of zeros gives the zeros that no tap would
-        rectangle, weight = Rectangle(0, 0, 0, 0), torch.zeros_like(weight)
-    top, bottom, left, right = rectangle
-    weight = _as_2d(weight)[:, :, top : bottom + 1, left : right + 1]
-    top, bottom, left, right = cropped_padding(padding, rectangle, kernel, dilation)
-    even = top == bottom >= 0 and left == right >= 0
-    if not even:
-        modules.append(nn.ZeroPad1d((left, right)) if one_dimensional else nn.ZeroPad2d((left, right, top, bottom)))
-    plain.padding = (left,) if one_dimensional else (top, left)
-    if not even:
-        plain.padding = (0,) * len(plain.padding)
+        modules.append(_padding_module(layer.padding_mode, padding))
+        padding = (0,) * len(padding)
+    if box is None:  # one tap of zeros gives the zeros that no tap would
+        box, weight = Box((0,) * len(kernel), (0,) * len(kernel)), torch.zeros_like(weight)
+    for axis, (first, size) in enumerate(zip(box.first, box.size, strict=True), 2):
+        weight = weight.narrow(axis, first, size)
+    padding = cropped_padding(padding, box, kernel, dilation)
+    before = padding[::2]
+    if before != padding[1::2] or min(before) < 0:
+        modules.append(_padding_module("zeros", padding))
+        before = (0,) * len(before)
+    plain.padding = before
     plain.padding_mode = "zeros"
-    plain.kernel_size = rectangle.size[1:] if one_dimensional else rectangle.size
+    plain.kernel_size = box.size
     plain._reversed_padding_repeated_twice = [p for p in reversed(plain.padding) for _ in range(2)]
-    plain.weight = nn.Parameter((weight.squeeze(-2) if one_dimensional else weight).contiguous())
+    plain.weight = nn.Parameter(weight.contiguous())
     return nn.Sequential(*modules, plain) if modules else plain
 
 
-def _padding_module(mode: str, padding: tuple[int, int, int, int], one_dimensional: bool) -> nn.Module:
-    top, bottom, left, right = padding
-    names = {"reflect": "ReflectionPad", "replicate": "ReplicationPad", "circular": "CircularPad"}
-    module = getattr(nn, names[mode] + ("1d" if one_dimensional else "2d"))
-    return module((left, right) if one_dimensional else (left, right, top, bottom))
+_PADDINGS = {"zeros": "ZeroPad", "reflect": "ReflectionPad", "replicate": "ReplicationPad", "circular": "CircularPad"}
+
+
+def _padding_module(mode: str, padding: tuple[int, ...]) -> nn.Module:
+    """padding: before and behind of each axis; torch's modules take the last axis first"""
+    module = getattr(nn, f"{_PADDINGS[mode]}{len(padding) // 2}d")
+    return module(tuple(part for at in range(len(padding) - 2, -1, -2) for part in padding[at : at + 2]))

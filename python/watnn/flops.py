@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wat_kernels.matrix_grid import mean_inside
-from watnn.export import dom_rectangle, row_rectangle
+from watnn.export import dom_box, row_box
 from watnn.layers import ShadowConv, ShadowLayer, WATLinear, shadow_layers
 from watnn.modes import ModeSwitch, layer_keys
 
@@ -22,7 +22,7 @@ class LayerFlops:
     dense:    with PW, what the plain layer does
     expected: with SW: active taps only, averaged over the draws at the present strength; of a moved Linear weight the
               lines that stay inside (an elementwise noise skips nothing)
-    exported: as an exported DOM layer, cropped to the rectangle of active taps: of the given key, else on average
+    exported: as an exported DOM layer, cropped to the box of active taps: of the given key, else on average
     """
 
     name: str
@@ -122,11 +122,9 @@ def _shares(module: nn.Module, key: int | None) -> tuple[float, float]:
     table = module.tap_table
     count = table.maps.shape[1]
     if key is not None:
-        rectangle = dom_rectangle(module, key)
-        exported = rectangle.area if rectangle else 1
+        box = dom_box(module, key)
+        exported = box.taps if box else 1
     else:
-        areas = [
-            (rectangle.area if rectangle else 1) for rectangle in (row_rectangle(module, r) for r in range(len(table)))
-        ]
+        areas = [(box.taps if box else 1) for box in (row_box(module, r) for r in range(len(table)))]
         exported = sum(a * p for a, p in zip(areas, table.probabilities.tolist(), strict=True))
     return table.mean_active_taps / count, exported / count

@@ -12,12 +12,12 @@ import torch
 
 from wat_kernels import dispatch, qualified
 from wat_kernels.extension import LIBRARIES
-from wat_kernels.ops.conv2d.op import BACKENDS as CONV2D_BACKENDS
+from wat_kernels.ops.conv.op import BACKENDS as CONV2D_BACKENDS
 from wat_kernels.ops.linear.op import BACKENDS as LINEAR_BACKENDS
 
 # (op, its backends, what a backend is asked about), for each device
 _OPS = (
-    ("shadow_conv2d", CONV2D_BACKENDS, {"kernel": (3, 3), "in_channels": 64, "out_channels": 64}),
+    ("shadow_conv", CONV2D_BACKENDS, {"kernel": (3, 3), "in_channels": 64, "out_channels": 64}),
     ("shadow_linear", LINEAR_BACKENDS, {"in_channels": 64, "out_channels": 64}),
 )
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, shadow_conv2d, shadow_linear
+from wat_kernels import MatrixGrid, MixedGrid, MixedTable, Noise, TapTable, shadow_conv1d, shadow_conv2d, shadow_linear
 from wat_kernels.dispatch import check_name
 from wat_kernels.mixture import check_strength
 from wat_kernels.noise import TensorNoise
@@ -327,7 +327,7 @@ class ShadowConv(ShadowLayer):
     _reversed_padding_repeated_twice: list[int]
 
     def _compile_transform(self, transform: Transform | None) -> None:
-        kernel = as_2d(self.kernel_size, 1)
+        kernel = as_image(self.kernel_size)
         if transform is None or transform.grid is None:
             self.tap_table = TapTable.identity(kernel)
         else:
@@ -412,7 +412,7 @@ class WATConv2d(ShadowConv, nn.Conv2d):
 
 
 class WATConv1d(ShadowConv, nn.Conv1d):
-    """`nn.Conv1d` whose weight is redrawn at every forward: a 1 x k kernel of a 2-d convolution on images of height 1.
+    """`nn.Conv1d` whose weight is redrawn at every forward. Transforms see a kernel of k taps as an image of 1 x k.
 
     Takes nn.Conv1d's arguments and then, by keyword, those of ShadowLayer.
 
@@ -457,27 +457,24 @@ class WATConv1d(ShadowConv, nn.Conv1d):
         if not self.computes_shadow:
             return self._conv_forward(input, self._plain_weight(), self.bias)
         _check_input(input)
-        if input.ndim not in (2, 3):
-            raise ValueError(f"input has shape {tuple(input.shape)}; accepted is (N, C, L) or (C, L)")
-        padding: str | int | tuple[int, ...] = self.padding if isinstance(self.padding, str) else as_2d(self.padding, 0)
+        padding: str | int | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
             input, padding = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode), 0
-        y = shadow_conv2d(
-            input.unsqueeze(-2),
-            self.weight.unsqueeze(-2),
+        return shadow_conv1d(
+            input,
+            self.weight,
             self.bias,
             table=self.tap_table,
             key=self._key(input),
             gain=self.gain,
             noise=self._drawn_noise(),
-            stride=as_2d(self.stride, 1),
+            stride=self.stride,
             padding=padding,
-            dilation=as_2d(self.dilation, 1),
+            dilation=self.dilation,
             groups=self.groups,
             shadows=self.shadows,
             backend=self.backend,
         )
-        return y.squeeze(-2)
 
 
 class WATLinear(ShadowLayer, nn.Linear):
@@ -545,9 +542,9 @@ def _check_input(input: object) -> None:
         raise TypeError(f"input is {type(input).__name__}; accepted is a tensor")
 
 
-def as_2d(sizes: tuple[int, ...], first: int) -> tuple[int, int]:
-    """`sizes` of a convolution along its axes as those of a 2-d one; a 1-d one has images of height 1."""
-    height, width = sizes if len(sizes) == 2 else (first, *sizes)
+def as_image(kernel: tuple[int, ...]) -> tuple[int, int]:
+    """The (height, width) of the tiny image that transforms see in a kernel; that of sequences has a height of 1."""
+    height, width = kernel if len(kernel) == 2 else (1, *kernel)
     return height, width
 
 

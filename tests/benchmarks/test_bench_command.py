@@ -123,7 +123,7 @@ def test_a_real_run(tmp_path):
     assert library["vs_plain"] == pytest.approx(library["ms"] / plain["ms"])
     assert library["of_limit"] > 0
     assert library["gflops"] * 9 > plain["gflops"] > library["gflops"]  # the middle tap never falls on padding
-    assert (cuda["ms"], cuda["note"].startswith("backend='cuda' cannot run shadow_conv2d")) == (None, True)
+    assert (cuda["ms"], cuda["note"].startswith("backend='cuda' cannot run shadow_conv")) == (None, True)
     assert library["command"].startswith("watnn bench scaling --quick --filter taps=1 --backend library,cuda --reps 1 ")
     assert " ".join(f"not measured: {cuda['note']}".split()) in " ".join(done.stdout.split())  # long lines wrap
     assert (tmp_path / "scaling.png").stat().st_size > 10_000

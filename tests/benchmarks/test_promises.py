@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.gpu_check import passes
 from tests.gpu.promises import CONTIGUOUS_WEIGHT, PROMISES, Problem
-from wat_kernels.ops.conv2d import cuda as conv2d_cuda
-from wat_kernels.ops.conv2d import triton as conv2d_triton
+from wat_kernels.ops.conv import cuda as conv2d_cuda
+from wat_kernels.ops.conv import triton as conv2d_triton
 from wat_kernels.ops.linear import cuda as linear_cuda
 from wat_kernels.ops.linear import triton as linear_triton
 

@@ -59,7 +59,7 @@ def test_all_contenders_of_a_convolution_are_right(shape, dtype):
 def test_a_backend_that_is_not_there_says_why():
     found = contenders(TINY, ("translate",), Options(backends=("cuda", "library"), compiled=False))
     absent, library, *_ = found
-    assert absent.missing.startswith("backend='cuda' cannot run shadow_conv2d: ")
+    assert absent.missing.startswith("backend='cuda' cannot run shadow_conv: ")
     assert (absent.role, absent.runs) == ("wat", ())
     assert (library.role, library.backend) == ("wat", "library")  # asked for by name: not a baseline
     assert linear.contenders(linear.Shape(8, 4, 3), Options(backends=("cuda",), compiled=False))[0].missing

@@ -1,4 +1,4 @@
-"""The depthwise kernels of `shadow_conv2d.cuda` against a plain fp64 convolution: run on the CPU thread by thread, as
+"""The depthwise kernels of `shadow_conv.cuda` against a plain fp64 convolution: run on the CPU thread by thread, as
 emulator.h does it, and on a GPU where there is one."""
 
 import ctypes
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.conftest import examples
 from tests.cuda.conftest import PLACES
 from tests.cuda.emulation import library
-from tests.native.test_conv2d_native import (
+from tests.native.test_conv_native import (
     LAYOUTS,
     NOISES,
     Case,
@@ -29,8 +29,8 @@ from tests.native.test_conv2d_native import (
 from wat_kernels import Noise, TapTable, philox
 from wat_kernels.dispatch import Call
 from wat_kernels.extension import CUDA
-from wat_kernels.ops.conv2d import cuda
-from wat_kernels.ops.conv2d.schema import SIGNATURE
+from wat_kernels.ops.conv import cuda
+from wat_kernels.ops.conv.schema import SIGNATURE
 
 forward, backward = SIGNATURE.flat_forward(cuda.forward), SIGNATURE.flat_backward(cuda.backward)
 

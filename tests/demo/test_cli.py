@@ -13,7 +13,7 @@ from wat_kernels import dispatch
 def test_info_names_every_backend_of_both_ops(capsys):
     assert main(["info"]) == 0
     sections = dict(section.split("\n", 1) for section in capsys.readouterr().out.split("\n\n"))
-    for op in ("shadow_conv2d", "shadow_linear"):
+    for op in ("shadow_conv", "shadow_linear"):
         rows = dict(line.split(maxsplit=1) for line in sections[f"{op} on cpu"].splitlines())
         assert list(rows) == [*dispatch.NAMES, "auto"]
         assert rows["reference"] == rows["library"] == "available"
@@ -28,8 +28,8 @@ def test_info_gives_a_backend_s_reason(monkeypatch):
             return False, f"no kernel for {call.kernel} on {call.device}"
 
     backends = {**info.CONV2D_BACKENDS, "native": Refusing}
-    monkeypatch.setattr(info, "_OPS", (("shadow_conv2d", backends, {"kernel": (3, 3)}),))
-    rows = dict(info.backend_rows("shadow_conv2d", "cpu"))
+    monkeypatch.setattr(info, "_OPS", (("shadow_conv", backends, {"kernel": (3, 3)}),))
+    rows = dict(info.backend_rows("shadow_conv", "cpu"))
     assert rows["native"] == "unavailable: no kernel for (3, 3) on cpu"
 
 
@@ -78,7 +78,7 @@ def test_a_backend_that_cannot_run_is_one_line_before_any_work(tmp_path, monkeyp
     monkeypatch.setattr(run, "load", lambda: pytest.fail("the demo started"))
     assert main(["demo", "--quick", "--output", str(tmp_path / "new")]) == 1
     message = capsys.readouterr().err
-    assert message.startswith("watnn demo: backend='cuda' cannot run shadow_conv2d: ")
+    assert message.startswith("watnn demo: backend='cuda' cannot run shadow_conv: ")
     assert message.count("\n") == 1
 
 

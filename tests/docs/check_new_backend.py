@@ -33,7 +33,7 @@ def test_equals_the_reference(case, asked):
 
 def test_refuses_what_it_says():
     x, weight = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
-    with pytest.raises(RuntimeError, match="backend='mirror' cannot run shadow_conv2d: it has no elementwise noise"):
+    with pytest.raises(RuntimeError, match="backend='mirror' cannot run shadow_conv: it has no elementwise noise"):
         shadow_conv2d(
             x, weight, table=TapTable.identity((3, 3)), key=0, noise=Noise("dropconnect", 0.1), backend="mirror"
         )

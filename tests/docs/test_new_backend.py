@@ -20,7 +20,7 @@ def replace(path, old, new):
 def test_the_page_s_backend(tmp_path):
     """In a copy of wat_kernels: the file, the name in NAMES, the module in BACKENDS. check_new_backend.py judges it."""
     package = shutil.copytree(ROOT / "wat_kernels", tmp_path / "wat_kernels", ignore=shutil.ignore_patterns("*.so"))
-    op = package / "ops/conv2d"
+    op = package / "ops/conv"
     (code,) = sections("new_backend.md")["The backend"]
     (op / "mirror.py").write_text(code)
     replace(package / "dispatch.py", '"library", "reference")', '"library", "reference", "mirror")')

@@ -4,9 +4,9 @@ import torch
 
 from benchmarks.gpu_check.passes import accepting
 from wat_kernels import dispatch
-from wat_kernels.ops import conv2d, linear
+from wat_kernels.ops import conv, linear
 
-_OPS = {"shadow_conv2d": conv2d.BACKENDS, "shadow_linear": linear.BACKENDS}
+_OPS = {"shadow_conv": conv.BACKENDS, "shadow_linear": linear.BACKENDS}
 
 
 def fused(op: str, call: dispatch.Call) -> list[str]:

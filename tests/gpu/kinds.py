@@ -52,8 +52,8 @@ class Kind:
 
 
 KINDS = [
-    *(Kind("conv", backend) for backend in fused("shadow_conv2d", DENSE)),
-    *(Kind("depthwise", backend) for backend in fused("shadow_conv2d", DEPTHWISE)),
+    *(Kind("conv", backend) for backend in fused("shadow_conv", DENSE)),
+    *(Kind("depthwise", backend) for backend in fused("shadow_conv", DEPTHWISE)),
     *(Kind("linear", backend) for backend in fused("shadow_linear", LINEAR)),
 ]
 TRITON_KINDS = [kind for kind in KINDS if kind.backend == "triton"]

@@ -30,8 +30,8 @@ def gradients(y, leaves, dy):
 @pytest.mark.parametrize(
     ("backend", "depthwise"),
     [
-        *((backend, False) for backend in fused("shadow_conv2d", DENSE)),
-        *((backend, True) for backend in fused("shadow_conv2d", DEPTHWISE)),
+        *((backend, False) for backend in fused("shadow_conv", DENSE)),
+        *((backend, True) for backend in fused("shadow_conv", DEPTHWISE)),
     ],
 )
 def test_convolution(backend, depthwise, shape):

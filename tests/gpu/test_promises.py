@@ -50,10 +50,8 @@ def test_every_pass_keeps_its_promises():
 def with_a_contiguous_weight(x, weight, draw):
     """The passes of the Triton convolution with the weight as nn.Conv2d makes it."""
     plain = weight.contiguous()
-    forward = partial(torch.ops.wat_kernels.shadow_conv2d.triton, x, plain, None, None, *draw)
-    backward = partial(
-        torch.ops.wat_kernels.shadow_conv2d_bwd.triton, torch.ones_like(forward()), x, plain, None, *draw
-    )
+    forward = partial(torch.ops.wat_kernels.shadow_conv.triton, x, plain, None, None, *draw)
+    backward = partial(torch.ops.wat_kernels.shadow_conv_bwd.triton, torch.ones_like(forward()), x, plain, None, *draw)
     return {
         "forward": forward,
         "data gradient": lambda: backward([True, False, False, False]),

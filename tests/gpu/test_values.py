@@ -38,7 +38,7 @@ def agree(run, inputs, backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("backend", fused("shadow_conv2d", DENSE))
+@pytest.mark.parametrize("backend", fused("shadow_conv", DENSE))
 @given(case=conv_cases())
 @settings(**RANDOM)
 def test_random_convolutions(backend, dtype, case):
@@ -87,7 +87,7 @@ def test_layers_of_real_networks(shape, form, dtype, stride):
     call = (DEPTHWISE if weight_size[1] == 1 else DENSE)._replace(
         dtype=dtype, kernel=weight_size[2:], in_channels=size[1], out_channels=weight_size[0], groups=groups
     )
-    backends = fused("shadow_conv2d", call)
+    backends = fused("shadow_conv", call)
     assert backends
     noise = NOISES[(stride + SHAPES.index(shape) + DTYPES.index(dtype)) % len(NOISES)]  # in turn: compiling takes long
     for backend in backends:
@@ -126,7 +126,7 @@ def test_masks_are_those_of_the_cpu_bit_for_bit(backend):
         assert torch.equal(shadow_linear(x.cuda(), weight.cuda(), backend=backend, **arguments).cpu(), right)
 
 
-@pytest.mark.parametrize("backend", ["reference", *fused("shadow_conv2d", DENSE)])
+@pytest.mark.parametrize("backend", ["reference", *fused("shadow_conv", DENSE)])
 def test_rows_are_those_of_the_cpu(backend):
     """An impulse through one channel shows SW itself, and so the row of each of 64 shadows."""
     table, shadows = WAT().tap_table(3), 64
@@ -139,7 +139,7 @@ def test_rows_are_those_of_the_cpu(backend):
     torch.testing.assert_close(shadow_conv2d(x.cuda(), weight.cuda(), backend=backend, **arguments).cpu(), right)
 
 
-@pytest.mark.parametrize("backend", fused("shadow_conv2d", DENSE))
+@pytest.mark.parametrize("backend", fused("shadow_conv", DENSE))
 def test_misaligned_and_strided_tensors(backend):
     table = WAT().tap_table(3)
     whole = torch.randn(2, 21, 13, 12, device="cuda").to(memory_format=torch.channels_last)
@@ -153,7 +153,7 @@ def test_misaligned_and_strided_tensors(backend):
             torch.testing.assert_close(found, right, **TOLERANCES[torch.float32])
 
 
-@pytest.mark.parametrize("backend", fused("shadow_conv2d", DENSE))
+@pytest.mark.parametrize("backend", fused("shadow_conv", DENSE))
 def test_more_than_2_to_the_31_elements(backend):
     """The last image lies beyond 2**31 elements; it is compared with a convolution of that image alone."""
     free, _ = torch.cuda.mem_get_info()
@@ -170,12 +170,12 @@ def test_more_than_2_to_the_31_elements(backend):
 
 
 @pytest.mark.parametrize(
-    ("backend", "groups"), [*((name, 1) for name in fused("shadow_conv2d", DENSE)),
-                            *((name, 64) for name in fused("shadow_conv2d", DEPTHWISE))]
+    ("backend", "groups"), [*((name, 1) for name in fused("shadow_conv", DENSE)),
+                            *((name, 64) for name in fused("shadow_conv", DEPTHWISE))]
 )  # fmt: skip
 def test_repeat_runs_are_equal_bit_for_bit(backend, groups):
     call = DENSE._replace(in_channels=64, out_channels=64, groups=groups)
-    if backend not in fused("shadow_conv2d", call):
+    if backend not in fused("shadow_conv", call):
         pytest.skip("refused for this number of groups")
     x = torch.randn(16, 64, 14, 14, device="cuda").to(memory_format=torch.channels_last)
     leaves = [x, torch.randn(64, 64 // groups, 3, 3, device="cuda"), torch.rand(64, device="cuda")]

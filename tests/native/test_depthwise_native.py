@@ -1,4 +1,4 @@
-"""The depthwise kernels of `shadow_conv2d.native` against a plain fp64 convolution, for each instruction set."""
+"""The depthwise kernels of `shadow_conv.native` against a plain fp64 convolution, for each instruction set."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.native.test_conv2d_native import (
+from tests.native.test_conv_native import (
     LAYOUTS,
     NOISES,
     Case,

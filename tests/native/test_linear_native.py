@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.native.test_conv2d_native import TOLERANCES, isa  # noqa: F401  (a fixture)
+from tests.native.test_conv_native import TOLERANCES, isa  # noqa: F401  (a fixture)
 from wat_kernels import MatrixGrid, Noise, philox
 from wat_kernels.extension import NATIVE
 from wat_kernels.matrix_grid import draw_matrix_grid

@@ -26,11 +26,11 @@ def test_convolution():
 
     def call(x=x, weight=weight, bias=None, gain=None, shadows=1, kernel=(3, 3)):
         table = TapTable.identity(kernel).on(torch.device("cpu"))
-        layout = ((1, 1), (0, 0, 0, 0), (1, 1), 1, shadows, 0, 0.0)
-        return torch.ops.wat_kernels.shadow_conv2d.native(x, weight, bias, gain, KEY, *table, *layout)
+        layout = ((1, 1), (0, 0, 0, 0), (1, 1), 1, False, shadows, 0, 0.0)
+        return torch.ops.wat_kernels.shadow_conv.native(x, weight, bias, gain, KEY, *table, *layout)
 
     assert call().shape == (2, 4, 3, 3)
-    op = "shadow_conv2d.native: "
+    op = "shadow_conv.native: "
     assert message_of(lambda: call(x.double())) == op + "x must be float32 or bfloat16"
     assert message_of(lambda: call(shadows=3)) == op + "shadows=3 does not divide the batch of 2"
     assert message_of(lambda: call(bias=torch.ones(3))) == op + "bias has 3 elements; accepted is 4"

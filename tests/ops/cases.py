@@ -1,5 +1,6 @@
 """Random arguments of `shadow_conv2d` and `shadow_linear` for hypothesis, and what the tests of all backends share."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from wat_kernels import MatrixGrid, Noise, TapTable
 from wat_kernels.tolerances import TOLERANCES
 
-__all__ = ["NOISES", "TOLERANCES", "ConvCase", "LinearCase", "conv_cases", "linear_cases", "tables"]
+__all__ = ["NOISES", "TOLERANCES", "ConvCase", "LinearCase", "conv_cases", "conv_cases_of", "linear_cases", "tables"]
 
 
 def torch_op(name):
@@ -24,7 +25,7 @@ NOISES = st.sampled_from([None, Noise("dropconnect", 0.3), Noise("multiplicative
 @st.composite
 def tables(draw, kernel):
     """Tables with unit rows (permutations and holes), rows of mixed coefficients, and rows without any tap."""
-    taps = kernel[0] * kernel[1]
+    taps = math.prod(kernel)
     generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
     kinds = draw(st.lists(st.sampled_from(["identity", "moved", "mixed", "empty"]), min_size=1, max_size=4))
     with torch.device("cpu"):
@@ -96,6 +97,55 @@ def conv_cases(draw, dtype=torch.float64):
         draw(NOISES),
         shadows,
         {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups},
+    )
+
+
+@st.composite
+def conv_cases_of(draw, dims, transposed, dtype=torch.float64):
+    """Convolutions of `dims` dimensions, or transposed ones: a `ConvCase` for `shadow_conv`."""
+    kernel = tuple(draw(st.integers(1, 4 if dims < 3 else 3)) for _ in range(dims))
+    stride = tuple(draw(st.integers(1, 3)) for _ in range(dims))
+    dilation = tuple(draw(st.integers(1, 2)) for _ in range(dims))
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    shadows = draw(st.integers(1, 3))
+    batch = shadows * draw(st.integers(1, 2))
+    in_channels, out_channels = groups * draw(st.integers(1, 3)), groups * draw(st.integers(1, 3))
+    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
+    arguments = {"stride": stride, "dilation": dilation, "groups": groups}
+    if transposed:
+        size = [draw(st.integers(1, 4)) for _ in range(dims)]
+        arguments["output_padding"] = tuple(
+            draw(st.integers(0, max(s, d) - 1)) for s, d in zip(stride, dilation, strict=True)
+        )
+        whole = [
+            (n - 1) * s + r + more
+            for n, s, r, more in zip(size, stride, reach, arguments["output_padding"], strict=True)
+        ]
+        arguments["padding"] = tuple(draw(st.integers(0, min(3, (n - 1) // 2))) for n in whole)
+        shape = (in_channels, out_channels // groups, *kernel)
+    else:
+        size = [r + draw(st.integers(0, 4)) for r in reach]
+        arguments["padding"] = tuple(draw(st.integers(0, 3)) for _ in range(dims))
+        shape = (out_channels, in_channels // groups, *kernel)
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 10_000)))
+
+    def normal(*shape):
+        values = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        return values.to(torch.get_default_device(), dtype)
+
+    def either_format(tensor):
+        return tensor.movedim(1, -1).contiguous().movedim(-1, 1) if draw(st.booleans()) else tensor
+
+    return ConvCase(
+        either_format(normal(batch, in_channels, *size)),
+        either_format(normal(*shape)),
+        draw(st.sampled_from([None, normal(out_channels)])),
+        draw(st.sampled_from([None, normal(), normal(1), normal(out_channels)])),
+        draw(tables(kernel)),
+        draw(st.integers(-(2**63), 2**63 - 1)),
+        draw(NOISES),
+        shadows,
+        arguments,
     )
 
 

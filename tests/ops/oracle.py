@@ -1,5 +1,7 @@
 """Shadow convolution and linear written out once more, as slowly and plainly as can be: the oracle of the op tests."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -9,14 +11,14 @@ from wat_kernels.matrix_grid import draw_matrix_grid
 
 
 def shadow_kernels(weight, table, key, noise=None, shadows=1):
-    """(S, O, I, kh, kw), one tap at a time."""
-    out_channels, in_channels, height, width = weight.shape
-    taps = height * width
-    result = weight.new_zeros(shadows, *weight.shape)
+    """(S, A, B, *kernel) of a weight (A, B, *kernel), one tap at a time."""
+    out_channels, in_channels, *kernel = weight.shape
+    taps = math.prod(kernel)
+    weight_taps = weight.flatten(2)
+    result = weight.new_zeros(shadows, out_channels, in_channels, taps)
     for s, row in enumerate(draw_rows(table, key, shadows).tolist()):
         for t, p in table.maps[row].nonzero().tolist():
-            contribution = float(table.maps[row, t, p]) * weight[:, :, p // width, p % width]
-            result[s, :, :, t // width, t % width] += contribution
+            result[s, :, :, t] += float(table.maps[row, t, p]) * weight_taps[:, :, p]
     if noise is not None:
         factor = draw_noise(
             noise.code, noise.amount, torch.tensor(key, device=weight.device), shadows, weight.numel()
@@ -24,8 +26,8 @@ def shadow_kernels(weight, table, key, noise=None, shadows=1):
         for o in range(out_channels):
             for i in range(in_channels):
                 for t in range(taps):
-                    result[:, o, i, t // width, t % width] *= factor[:, (o * taps + t) * in_channels + i]
-    return result
+                    result[:, o, i, t] *= factor[:, (o * taps + t) * in_channels + i]
+    return result.unflatten(3, kernel)
 
 
 def shadow_matrices(weight, key, grid=None, noise=None, shadows=1):
@@ -59,6 +61,16 @@ def conv2d(x, weights, bias, gain, **arguments):
     y = torch.cat([F.conv2d(c, w, None, **arguments) for c, w in zip(chunks, weights, strict=False)])
     y = y if gain is None else y * gain.reshape(-1, 1, 1)
     return y if bias is None else y + bias.reshape(-1, 1, 1)
+
+
+def conv(x, weights, bias, gain, transposed, **arguments):
+    """The same of any dimensions, by the function of torch that has their name."""
+    function = getattr(F, f"conv{'_transpose' if transposed else ''}{x.ndim - 2}d")
+    chunks = x.chunk(len(weights)) if len(x) else [x]
+    y = torch.cat([function(c, w, None, **arguments) for c, w in zip(chunks, weights, strict=False)])
+    along = (-1, *[1] * (x.ndim - 2))
+    y = y if gain is None else y * gain.reshape(along)
+    return y if bias is None else y + bias.reshape(along)
 
 
 def linear(x, weights, bias, gain):

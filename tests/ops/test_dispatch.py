@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.conftest import DEVICE
 from wat_kernels import Noise, TapTable, autograd, dispatch, shadow_conv2d, shadow_linear
 from wat_kernels.extension import NATIVE
-from wat_kernels.ops.conv2d.op import BACKENDS as CONV2D
+from wat_kernels.ops.conv.op import BACKENDS as CONV2D
 from wat_kernels.ops.linear.op import BACKENDS as LINEAR
 
 TABLE = TapTable(torch.stack([torch.eye(9), torch.eye(9).flip(0)]), [0.5, 0.5], (3, 3))
 
 
-BACKENDS = {"shadow_conv2d": CONV2D, "shadow_linear": LINEAR}
+BACKENDS = {"shadow_conv": CONV2D, "shadow_linear": LINEAR}
 
 
 class Refusing:
@@ -143,14 +143,14 @@ def test_without_vector_instructions_auto_takes_the_library_where_that_is_faster
     depthwise = {**dense, "groups": 64}
     for backends in BACKENDS.values():
         monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", True)
-    assert taken("shadow_conv2d", **dense, rows=16384) == "library"
-    assert taken("shadow_conv2d", **dense, rows=16) == "native"
-    assert taken("shadow_conv2d", **depthwise, rows=16384) == "native"
+    assert taken("shadow_conv", **dense, rows=16384) == "library"
+    assert taken("shadow_conv", **dense, rows=16) == "native"
+    assert taken("shadow_conv", **depthwise, rows=16384) == "native"
     assert taken("shadow_linear", rows=127) == "native"
     assert taken("shadow_linear", rows=128) == "library"
     for backends in BACKENDS.values():
         monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", False)
-    assert taken("shadow_conv2d", **dense, rows=16384) == taken("shadow_linear", rows=128) == "native"
+    assert taken("shadow_conv", **dense, rows=16384) == taken("shadow_linear", rows=128) == "native"
 
 
 @pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)

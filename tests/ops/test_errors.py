@@ -50,7 +50,7 @@ CONV = [
     ({"key": torch.tensor([1, 2])}, TypeError, r"key is torch.int64 of shape \(2,\)"),
     ({"key": torch.tensor(1, device="meta")}, ValueError, "key is on meta, x is on cpu"),
     ({"backend": "fast"}, ValueError, "backend='fast'; accepted are auto, cuda, triton, native, library, reference"),
-    ({"backend": "cuda"}, RuntimeError, "backend='cuda' cannot run shadow_conv2d"),
+    ({"backend": "cuda"}, RuntimeError, "backend='cuda' cannot run shadow_conv"),
 ]
 
 

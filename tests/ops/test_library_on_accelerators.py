@@ -5,8 +5,8 @@ import torch
 
 from wat_kernels import MatrixGrid, Noise, TapTable, shadow_conv2d, shadow_linear
 from wat_kernels.matrix_grid import MatrixGridTensors
-from wat_kernels.ops.conv2d import library as conv
-from wat_kernels.ops.conv2d.geometry import Convolution
+from wat_kernels.ops.conv import library as conv
+from wat_kernels.ops.conv.geometry import Convolution
 from wat_kernels.ops.linear import library as linear
 from wat_kernels.ops.linear.schema import Linear
 from wat_kernels.signature import Draw

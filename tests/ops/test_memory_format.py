@@ -10,8 +10,8 @@ from watnn import WATConv1d, WATConv2d
 
 from tests.conftest import DEVICE
 from wat_kernels import TapTable, dispatch, shadow_conv2d
-from wat_kernels.ops.conv2d import BACKENDS
-from wat_kernels.ops.conv2d.geometry import laid_out, memory_format
+from wat_kernels.ops.conv import BACKENDS
+from wat_kernels.ops.conv.geometry import laid_out, memory_format
 
 CALL = dispatch.Call(DEVICE, torch.float32, (3, 3), 8, 8)
 RUNNING = [name for name, backend in BACKENDS.items() if backend.supports(CALL)[0]]
@@ -121,9 +121,9 @@ def test_layers_of_unbatched_input_and_of_sequences(backend):
 def test_fakes_have_the_strides_of_results(backend):
     """What torch.compile plans with, where formats are mixed and sizes are 1 or 0."""
     forward, backward = (getattr(getattr(torch.ops.wat_kernels, op), backend)
-                         for op in ("shadow_conv2d", "shadow_conv2d_bwd"))  # fmt: skip
+                         for op in ("shadow_conv", "shadow_conv_bwd"))  # fmt: skip
     key, gain = torch.tensor(3, device=DEVICE), torch.ones(4, device=DEVICE)
-    draw = (key, *TapTable.identity((3, 3)).on(gain.device), [1, 1], [1, 1, 1, 1], [1, 1], 1, 1, 0, 0.0)
+    draw = (key, *TapTable.identity((3, 3)).on(gain.device), [1, 1], [1, 1, 1, 1], [1, 1], 1, False, 1, 0, 0.0)
     for n, c, size, x_form, weight_form in product((0, 2), (1, 2), (1, 5), FORMS, FORMS):
         x, weight = new((n, c, size, size), x_form), new((4, c, 3, 3), weight_form)
         for form, kernels in product(FORMS, (weight, weight.mT)):

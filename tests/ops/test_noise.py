@@ -6,8 +6,8 @@ import torch
 from tests.conftest import DEVICE
 from wat_kernels import TapTable, noise_op, philox
 from wat_kernels.extension import NATIVE
-from wat_kernels.ops.conv2d import library
-from wat_kernels.ops.conv2d.schema import SIGNATURE
+from wat_kernels.ops.conv import library
+from wat_kernels.ops.conv.schema import SIGNATURE
 
 OPS = torch.ops.wat_kernels
 REASON = NATIVE.reason if DEVICE == "cpu" else "native runs on CPUs"
@@ -134,7 +134,7 @@ def test_a_convolution_makes_no_tensor_of_more_than_one_sw(shadows, dtype):
 
     x, weight = torch.randn(4, 32, 4, 4, dtype=dtype), torch.randn(64, 32, 3, 3, dtype=dtype)
     table = TapTable.identity((3, 3))
-    drawn = (torch.tensor(1), *table.on(x.device), [1, 1], [1] * 4, [1, 1], 1, shadows, 2, 0.3)
+    drawn = (torch.tensor(1), *table.on(x.device), [1, 1], [1] * 4, [1, 1], 1, False, shadows, 2, 0.3)
     forward, backward = SIGNATURE.flat_forward(library.forward), SIGNATURE.flat_backward(library.backward)
     with Largest() as largest:  # not through the op, below which no mode looks
         y = forward(x, weight, None, None, *drawn)

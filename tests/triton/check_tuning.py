@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from tests.triton.check_conv2d import TRANSLATIONS, results
+from tests.triton.check_conv import TRANSLATIONS, results
 from tests.triton.device import DEVICE
 from wat_kernels import MatrixGrid, Noise, shadow_linear, triton_launch
-from wat_kernels.ops.conv2d import triton as conv2d
+from wat_kernels.ops.conv import triton as conv2d
 from wat_kernels.ops.linear import triton as linear
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from wat_kernels import TapTable, shadow_conv2d, shadow_linear, triton_launch
-from wat_kernels.ops.conv2d import triton as conv2d
+from wat_kernels.ops.conv import triton as conv2d
 from wat_kernels.ops.linear import triton as linear
 from wat_kernels.triton_launch import Tuned, configs_of, noise_numbers
 
@@ -191,7 +191,7 @@ def test_noise_numbers():
 
 def test_refused_on_the_cpu_with_the_reason():
     x, weight = torch.randn(2, 3, 5, 5), torch.randn(4, 3, 3, 3)
-    with pytest.raises(RuntimeError, match="'triton' cannot run shadow_conv2d: x is on cpu; it runs on cuda"):
+    with pytest.raises(RuntimeError, match="'triton' cannot run shadow_conv: x is on cpu; it runs on cuda"):
         shadow_conv2d(x, weight, table=TapTable.identity((3, 3)), key=1, backend="triton")
     with pytest.raises(RuntimeError, match="'triton' cannot run shadow_linear: x is on cpu; it runs on cuda"):
         shadow_linear(x, torch.randn(2, 5), key=1, backend="triton")

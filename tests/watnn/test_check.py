@@ -11,8 +11,8 @@ from watnn.cli import main
 from wat_kernels import dispatch, gpu_record, qualified
 from wat_kernels.extension import NATIVE
 from wat_kernels.gpu_record import Gpu, Record, Verdict, enter_run, is_qualified, read_record, write_record
-from wat_kernels.ops.conv2d import cuda
-from wat_kernels.ops.conv2d import op as conv2d_op
+from wat_kernels.ops.conv import cuda
+from wat_kernels.ops.conv import op as conv2d_op
 
 pytestmark = pytest.mark.cpu_only
 
@@ -46,7 +46,7 @@ def test_a_wrong_backend_is_found_and_the_others_go_on(monkeypatch, fault, capsy
 
     def wrong(op, backend, *arguments):
         y = right(op, backend, *arguments)
-        if op != "shadow_conv2d" or backend != "native":
+        if op != "shadow_conv" or backend != "native":
             return y
         calls.append(op)
         if fault == "exception":
@@ -55,7 +55,7 @@ def test_a_wrong_backend_is_found_and_the_others_go_on(monkeypatch, fault, capsy
 
     monkeypatch.setattr(conv2d_op.autograd, "apply", wrong)
     findings = [probe.run() for probe in probes("cpu", backends=["native"], dtypes=[torch.float32], sizes="tiny")]
-    assert {f.op for f in findings if not f.passed} == {"shadow_conv2d"}
+    assert {f.op for f in findings if not f.passed} == {"shadow_conv"}
     assert {f.op for f in findings if f.passed} == {"shadow_linear"}
     said = {"values": "times what is allowed", "exception": "RuntimeError: no kernel image", "repeat": "in two runs"}
     assert any(said[fault] in f.message for f in findings)
@@ -103,9 +103,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caps
 def test_auto_asks_the_record(reason, accepted, said):
     if reason is not None:
         write_record(record(reason))
-    found, why = qualified.qualified("shadow_conv2d", "triton", DENSE)
+    found, why = qualified.qualified("shadow_conv", "triton", DENSE)
     assert found == accepted and said in why
-    other = qualified.qualified("shadow_conv2d", "triton", DENSE._replace(groups=8))[0]
+    other = qualified.qualified("shadow_conv", "triton", DENSE._replace(groups=8))[0]
     assert not other  # a kind of layer that nobody checked
 
 
@@ -119,10 +119,10 @@ def test_the_package_s_list_is_enough_for_its_compute_capability_and_versions(tm
     for change in ({"capability": "8.0"}, {"torch": "2.12"}, {"kernels": "edited"}):
         assert not is_qualified(GPU._replace(**change), path)
     monkeypatch.setattr(qualified, "is_qualified", lambda gpu: is_qualified(gpu, path))
-    assert qualified.qualified("shadow_conv2d", "triton", DENSE) == (True, "")
+    assert qualified.qualified("shadow_conv", "triton", DENSE) == (True, "")
     write_record(record("wrong here"))
     qualified.forget()
-    assert not qualified.qualified("shadow_conv2d", "triton", DENSE)[0]  # what was found here counts more
+    assert not qualified.qualified("shadow_conv", "triton", DENSE)[0]  # what was found here counts more
 
 
 def test_the_reason_is_said_once_and_a_checked_gpu_is_taken(caplog, monkeypatch):
@@ -131,17 +131,17 @@ def test_the_reason_is_said_once_and_a_checked_gpu_is_taken(caplog, monkeypatch)
     call = DENSE._replace(groups=8)
     with caplog.at_level(logging.WARNING, logger="wat_kernels"):
         for _ in range(2):
-            assert dispatch.choose("shadow_conv2d", backends, "auto", "auto", call) == "library"
+            assert dispatch.choose("shadow_conv", backends, "auto", "auto", call) == "library"
     assert len(caplog.records) == 1 and "watnn check" in caplog.text
-    assert dispatch.choose("shadow_conv2d", backends, "cuda", "auto", call) == "cuda"
+    assert dispatch.choose("shadow_conv", backends, "cuda", "auto", call) == "cuda"
     write_record(Record(GPU, "2026-01-01", (Verdict("depthwise", "cuda", "float32", ""),)))
     qualified.forget()
-    assert dispatch.choose("shadow_conv2d", backends, "auto", "auto", call) == "cuda"
+    assert dispatch.choose("shadow_conv", backends, "auto", "auto", call) == "cuda"
     assert "passed" in qualified.standing(0)
 
 
 def test_interpreted_kernels_are_never_taken():
-    assert not qualified.qualified("shadow_conv2d", "triton", DENSE._replace(device="cpu"))[0]
+    assert not qualified.qualified("shadow_conv", "triton", DENSE._replace(device="cpu"))[0]
 
 
 def test_the_question_is_a_constant_of_a_compiled_graph(monkeypatch):

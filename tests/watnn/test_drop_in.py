@@ -81,16 +81,16 @@ def test_an_input_that_is_no_tensor(name, value, type_name):
         if value is not None or argument not in ("bias", "gain")
     ],
 )
-@pytest.mark.parametrize("op", ["shadow_conv2d", "shadow_linear"])
+@pytest.mark.parametrize("op", ["shadow_conv", "shadow_linear"])
 def test_an_argument_that_is_no_tensor(op, argument, value):
-    if op == "shadow_conv2d":
+    if op == "shadow_conv":
         given = {"x": torch.randn(2, 3, 5, 5), "weight": torch.randn(4, 3, 3, 3), "key": 1}
         given["table"] = TapTable.identity((3, 3))
     else:
         given = {"x": torch.randn(2, 3), "weight": torch.randn(4, 3), "key": 1}
     given[argument] = value
     with pytest.raises(TypeError, match=f"^{argument} is {re.escape(type(value).__name__)}; accepted is an? "):
-        (shadow_conv2d if op == "shadow_conv2d" else shadow_linear)(**given)
+        (shadow_conv2d if op == "shadow_conv" else shadow_linear)(**given)
 
 
 @layers

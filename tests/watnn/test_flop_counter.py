@@ -40,15 +40,15 @@ def test_active_taps_of_the_rows_drawn(backend, shadows):
         taps = layer.tap_table.active_taps[draw_rows(layer.tap_table, key, shadows).cpu()]
         expected = int((2 * (4 // shadows) * 4 * 3 * taps).sum()) * 4 * 4  # images a chunk, O, I, taps; pixels
         counts = count(lambda: layer(x).square().sum().backward())["Global"]
-        assert counts == {OPS.shadow_conv2d: expected, OPS.shadow_conv2d_bwd: 2 * expected}
+        assert counts == {OPS.shadow_conv: expected, OPS.shadow_conv_bwd: 2 * expected}
         seen.add(expected)
     assert len(seen) >= 3
     assert count(lambda: layer(x.detach()).sum().backward())["Global"] == {
-        OPS.shadow_conv2d: expected,
-        OPS.shadow_conv2d_bwd: expected,
+        OPS.shadow_conv: expected,
+        OPS.shadow_conv_bwd: expected,
     }
     layer.requires_grad_(False)
-    assert count(lambda: layer(x).sum().backward())["Global"][OPS.shadow_conv2d_bwd] == expected
+    assert count(lambda: layer(x).sum().backward())["Global"][OPS.shadow_conv_bwd] == expected
 
 
 def test_counting_changes_nothing():
@@ -64,7 +64,7 @@ def test_counting_changes_nothing():
 def test_modules_have_their_names():
     model = watnn.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3)), RandomHorizontalFlip())
     counts = count(lambda: model(torch.randn(2, 3, 5, 5)))
-    assert counts["Sequential.1"] == {OPS.shadow_conv2d: 2 * 2 * 9 * 4 * 4 * 9}
+    assert counts["Sequential.1"] == {OPS.shadow_conv: 2 * 2 * 9 * 4 * 4 * 9}
     assert sum(counts["Sequential"].values()) == 2 * 2 * 25 * 4 * 3 + 2 * 2 * 9 * 4 * 4 * 9
 
 
@@ -99,11 +99,11 @@ def test_without_data():
     linear = watnn.WATLinear(20, 30, transform=TRANSLATE, backend="library")
     with FakeTensorMode(allow_non_fake_inputs=True):  # the table has data, the key none: the mean over the draws
         counts = count(lambda: (layer(torch.empty(2, 3, 6, 6)), linear(torch.empty(5, 20))))["Global"]
-    assert counts[OPS.shadow_conv2d] == round(2 * 2 * 4 * 16 * 3 * layer.tap_table.mean_active_taps)
+    assert counts[OPS.shadow_conv] == round(2 * 2 * 4 * 16 * 3 * layer.tap_table.mean_active_taps)
     assert counts[OPS.shadow_linear] == round(watnn.flops(linear, torch.empty(5, 20)).expected)
     layer, linear = layer.to("meta"), linear.to("meta")  # nothing has: the plain layer
     counts = count(lambda: (layer(torch.empty(2, 3, 6, 6, device="meta")), linear(torch.empty(5, 20, device="meta"))))
-    assert counts["Global"] == {OPS.shadow_conv2d: 2 * 2 * 4 * 16 * 27, OPS.shadow_linear: 2 * 5 * 600}
+    assert counts["Global"] == {OPS.shadow_conv: 2 * 2 * 4 * 16 * 27, OPS.shadow_linear: 2 * 5 * 600}
 
 
 def test_flops_counts_what_runs_outside_of_layers():

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wat_kernels import TapTable, dispatch, draw_key, shadow_conv2d
-from wat_kernels.ops.conv2d import BACKENDS
+from wat_kernels.ops.conv import BACKENDS
 from watnn.bench import official, pipeline
 from watnn.bench.case import Contender, Options, Run, Work, layer_modes
 from watnn.bench.memory import saved_bytes
@@ -64,7 +64,7 @@ def layer(
         torch.device(options.device).type, options.dtype, kernel, shape.channels, shape.channels, shape.groups
     )
     try:
-        chosen = dispatch.choose("shadow_conv2d", BACKENDS, backend, dispatch.environment(), call)
+        chosen = dispatch.choose("shadow_conv", BACKENDS, backend, dispatch.environment(), call)
     except RuntimeError as error:
         return Contender(role, "WATConv2d", variant, backend=backend, missing=str(error))
     runs = [

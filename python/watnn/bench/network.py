@@ -13,13 +13,13 @@ from torch.func import functional_call
 
 import watnn
 from wat_kernels import dispatch
-from wat_kernels.ops.conv2d import BACKENDS
+from wat_kernels.ops.conv import BACKENDS
 from watnn.bench import official
 from watnn.bench.case import Contender, Options, Run
 from watnn.bench.memory import saved_bytes
 from watnn.bench.networks import NETWORKS, Network
 from watnn.bench.verify import along_output, check_layer
-from watnn.export import row_rectangle
+from watnn.export import row_box
 from watnn.transforms import GridTransform, RandomAffine, RandomResizedCrop, functional
 
 _LAYER, _PLAIN, _PIPELINE = "WATConv2d", "nn.Conv2d", "torchvision pipeline"
@@ -107,8 +107,8 @@ def dom_shares(model: nn.Module, x: Tensor) -> dict[str, float]:
 
 
 def _least_taps(layer: watnn.WATConv2d) -> int:
-    rectangles = [row_rectangle(layer, row) for row in range(len(layer.tap_table))]
-    return min(rectangle.area if rectangle else 1 for rectangle in rectangles)
+    boxes = [row_box(layer, row) for row in range(len(layer.tap_table))]
+    return min(box.taps if box else 1 for box in boxes)
 
 
 def _taps(layer: watnn.WATConv2d) -> int:
@@ -139,7 +139,7 @@ def _chosen(layer: watnn.WATConv2d, backend: str, options: Options) -> str:
         layer.out_channels,
         layer.groups,
     )
-    return dispatch.choose("shadow_conv2d", BACKENDS, backend, dispatch.environment(), call)
+    return dispatch.choose("shadow_conv", BACKENDS, backend, dispatch.environment(), call)
 
 
 def _shadow_layers(model: nn.Module) -> dict[str, watnn.WATConv2d]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from wat_kernels import dispatch, shadow_conv2d, shadow_linear
-from wat_kernels.ops.conv2d.op import BACKENDS as CONV2D_BACKENDS
+from wat_kernels.ops.conv.op import BACKENDS as CONV2D_BACKENDS
 from wat_kernels.ops.linear.op import BACKENDS as LINEAR_BACKENDS
 from wat_kernels.qualified import LAYERS, layer_of
 from wat_kernels.tolerances import TOLERANCES
@@ -28,14 +28,14 @@ from watnn.check.cases import Case, cases
 
 FUSED = ("cuda", "triton", "native")
 DTYPES = (torch.bfloat16, torch.float32, torch.float16)
-_OPS = {"shadow_conv2d": (shadow_conv2d, CONV2D_BACKENDS), "shadow_linear": (shadow_linear, LINEAR_BACKENDS)}
+_OPS = {"shadow_conv": (shadow_conv2d, CONV2D_BACKENDS), "shadow_linear": (shadow_linear, LINEAR_BACKENDS)}
 
 
 @dataclass(frozen=True)
 class Finding:
     """What one probe found.
 
-    op, layer: "shadow_conv2d" or "shadow_linear", and which of wat_kernels.qualified.LAYERS
+    op, layer: "shadow_conv" or "shadow_linear", and which of wat_kernels.qualified.LAYERS
     dtype:     as "float32"
     what:      the case in words
     error:     the largest difference from the reference in units of what is allowed; None where nothing could be compared

@@ -57,7 +57,7 @@ def cases(sizes: str = "usual") -> tuple[Case, ...]:
 
 
 def _convolutions(tiny: bool) -> Iterator[Case]:
-    op, still, moves, mixes = "shadow_conv2d", TapTable.identity((3, 3)), _translations(), _mixing()
+    op, still, moves, mixes = "shadow_conv", TapTable.identity((3, 3)), _translations(), _mixing()
     moved = {"table": moves, "key": _key(moves, 2), "shadows": 2, "padding": 1, "noise": _DROP}
     odd = {"table": moves, "key": 3, "padding": 1, "stride": 2, "noise": _SCALE}
     mixed = {"table": mixes, "key": _key(mixes, 2, {0, 2}), "shadows": 2, "padding": (2, 1), "dilation": 2}

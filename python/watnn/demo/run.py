@@ -26,7 +26,7 @@ from watnn.demo.variants import VARIANTS
 from watnn.info import backend_in_use, cpu_name, versions
 
 EXPORT_TOLERANCE = 1e-4  # relative to the largest output, fp32
-_OPS = ("shadow_conv2d", "shadow_linear")
+_OPS = ("shadow_conv", "shadow_linear")
 _INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 
 

@@ -16,6 +16,7 @@ from wat_kernels.checks import (
     cast,
     cast_dtype,
     check_noise,
+    check_outputs,
     check_parameters,
     check_shadows,
     metas_of,
@@ -111,7 +112,8 @@ def _plan(
     environment: str,
 ) -> _Plan:
     """All checks, and the choice of a backend."""
-    check_parameters(x, weight, bias, gain, weight_dims=2, cast_to=cast_to)
+    check_parameters(x, weight, bias, gain, (2,), cast_to)
+    check_outputs(bias, gain, weight.shape[0])
     if len(x.shape) == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(
             f"x has shape {tuple(x.shape)}; accepted is (..., {weight.shape[1]}) for weight {tuple(weight.shape)}"

@@ -163,7 +163,7 @@ def test_layouts():
 
 
 def test_offsets_of_64_bits(monkeypatch):
-    monkeypatch.setattr("wat_kernels.ops.conv2d.triton.is_wide", lambda *tensors: True)
+    monkeypatch.setattr("wat_kernels.ops.conv.triton.is_wide", lambda *tensors: True)
     x, weight = torch.randn(4, 5, 6, 7), torch.randn(3, 5, 3, 3)
     for noise in NOISES:
         check(x, weight, torch.randn(3), torch.rand(3), table=TRANSLATIONS, key=4, noise=noise, shadows=2, padding=1)
@@ -204,23 +204,23 @@ def test_a_reduction_cut_into_parts_is_the_same_at_each_run():
     assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize("op", ["shadow_conv2d", "shadow_conv2d_bwd"])
+@pytest.mark.parametrize("op", ["shadow_conv", "shadow_conv_bwd"])
 def test_opcheck(op):
     tensors = TRANSLATIONS.on(torch.device(DEVICE))
-    arguments = (torch.tensor(3, device=DEVICE), *tensors, [1, 2], [0, 1, 1, 1], [2, 1], 2, 2, 2, 0.3)
+    arguments = (torch.tensor(3, device=DEVICE), *tensors, [1, 2], [0, 1, 1, 1], [2, 1], 2, False, 2, 2, 0.3)
     x = torch.randn(4, 4, 8, 7, device=DEVICE).to(memory_format=torch.channels_last)
     weight, bias, gain = (
         torch.randn(6, 2, 3, 3, device=DEVICE),
         torch.randn(6, device=DEVICE),
         torch.randn(6, device=DEVICE),
     )
-    forward = torch.ops.wat_kernels.shadow_conv2d.triton
-    if op == "shadow_conv2d":
+    forward = torch.ops.wat_kernels.shadow_conv.triton
+    if op == "shadow_conv":
         torch.library.opcheck(forward, (x, weight, bias, gain, *arguments))
         return
     dy = torch.randn_like(forward(x, weight, bias, gain, *arguments))
     torch.library.opcheck(
-        torch.ops.wat_kernels.shadow_conv2d_bwd.triton, (dy, x, weight, gain, *arguments, [True, True, False, True])
+        torch.ops.wat_kernels.shadow_conv_bwd.triton, (dy, x, weight, gain, *arguments, [True, True, False, True])
     )
 
 
@@ -247,7 +247,7 @@ def test_compiled_without_a_graph_break_equals_eager():
 
 def test_refusals_name_the_reason():
     x, weight = torch.randn(1, 2, 9, 9, device=DEVICE), torch.randn(2, 2, 9, 9, device=DEVICE)
-    with pytest.raises(RuntimeError, match="backend='triton' cannot run shadow_conv2d: the kernel is 9x9"):
+    with pytest.raises(RuntimeError, match="backend='triton' cannot run shadow_conv: the kernel is 9x9"):
         shadow_conv2d(x, weight, table=TapTable.identity((9, 9)), key=1, backend="triton")
     with pytest.raises(RuntimeError, match=r"x is torch\.float64"):
         shadow_conv2d(x.double(), weight.double(), table=TapTable.identity((9, 9)), key=1, backend="triton")

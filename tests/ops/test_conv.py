@@ -9,7 +9,7 @@ from tests.conftest import DEVICE, examples
 from tests.ops import oracle
 from tests.ops.cases import TOLERANCES, ConvCase, conv_cases, torch_op
 from wat_kernels import Noise, TapTable, dispatch, shadow_conv2d
-from wat_kernels.ops.conv2d import BACKENDS
+from wat_kernels.ops.conv import BACKENDS
 
 CALL = dispatch.Call(DEVICE, torch.float32, (3, 3), 8, 8)
 FUSED = [name for name, backend in BACKENDS.items() if name != "reference" and backend.supports(CALL)[0]]
@@ -115,21 +115,21 @@ def test_third_derivative():
 
 
 @pytest.mark.parametrize("backend", FUSED)
-@pytest.mark.parametrize("op", ["shadow_conv2d", "shadow_conv2d_bwd"])
+@pytest.mark.parametrize("op", ["shadow_conv", "shadow_conv_bwd"])
 def test_opcheck(op, backend):
     table = TapTable(torch.randn(3, 6, 6) * (torch.rand(3, 6, 6) < 0.4), [0.3, 0.3, 0.4]).on(torch.get_default_device())
-    arguments = (torch.tensor(3), *table, [1, 2], [0, 1, 1, 1], [2, 1], 2, 2, 2, 0.3)
+    arguments = (torch.tensor(3), *table, [1, 2], [0, 1, 1, 1], [2, 1], 2, False, 2, 2, 0.3)
     for memory_format in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(4, 4, 6, 7).to(memory_format=memory_format)
         weight, bias, gain = torch.randn(6, 2, 2, 3), torch.randn(6), torch.randn(6)
-        forward = getattr(torch.ops.wat_kernels.shadow_conv2d, backend)
-        if op == "shadow_conv2d":
+        forward = getattr(torch.ops.wat_kernels.shadow_conv, backend)
+        if op == "shadow_conv":
             torch.library.opcheck(forward, (x, weight, bias, gain, *arguments))
             continue
         dy = torch.randn_like(forward(x, weight, bias, gain, *arguments))
         for mask in ([True] * 4, [False, True, False, False], [True, False, True, False]):
             torch.library.opcheck(
-                getattr(torch.ops.wat_kernels.shadow_conv2d_bwd, backend), (dy, x, weight, gain, *arguments, mask)
+                getattr(torch.ops.wat_kernels.shadow_conv_bwd, backend), (dy, x, weight, gain, *arguments, mask)
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wat_kernels.ops.conv2d.triton_row import is_unit, pack, pack_inputs, plain_tile, row_line, shadow_tile, unpack
+from wat_kernels.ops.conv.triton_row import is_unit, pack, pack_inputs, plain_tile, row_line, shadow_tile, unpack
 from wat_kernels.triton_gemm import NOT_SPECIALIZED, dot, tile_of
 
 

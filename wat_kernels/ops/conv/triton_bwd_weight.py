@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from wat_kernels.ops.conv2d.triton_row import row_line
+from wat_kernels.ops.conv.triton_row import row_line
 from wat_kernels.triton_gemm import (
     CHAIN,
     NOT_SPECIALIZED,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wat_kernels.cuda_launch import dense, multiprocessors, refusal, stream_of
 from wat_kernels.dispatch import Call
-from wat_kernels.ops.conv2d.geometry import Convolution, memory_format
+from wat_kernels.ops.conv.geometry import Convolution, memory_format, new
 from wat_kernels.qualified import qualified
 from wat_kernels.signature import Draw, Gradients, gain_gradient, gradients
 from wat_kernels.torch_library import LIBRARY, implement_shadow_op
@@ -46,24 +46,27 @@ def supports(call: Call) -> tuple[bool, str]:
             "convolutions, groups = input channels = output channels"
         )
     if not reason and math.prod(call.kernel) > _MOST_TAPS:
-        reason = f"the kernel is {call.kernel[0]}x{call.kernel[1]}; it takes up to {_MOST_TAPS} taps"
+        reason = f"the kernel is {'x'.join(map(str, call.kernel))}; it takes up to {_MOST_TAPS} taps"
+    if not reason and (call.transposed or len(call.kernel) > 2):
+        reason = "it takes convolutions of 1 and 2 dimensions, and no transposed ones"
     return not reason, reason
 
 
 def worthwhile(call: Call) -> tuple[bool, str]:
     """Once this GPU has been seen to compute right with it."""
-    return qualified("shadow_conv2d", "cuda", call)
+    return qualified("shadow_conv", "cuda", call)
 
 
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
 ) -> Tensor:
-    """x (N, C, H, W), weight (C, 1, kh, kw), bias (C,), gain (), (1,) or (C,) -> (N, C, H_out, W_out)."""
+    """x (N, C, H, W), weight (C, 1, kh, kw), bias (C,), gain (), (1,) or (C,) -> (N, C, H_out, W_out). Or without H and kh."""
     form = memory_format(x, weight)
-    y = torch.empty(layout.output_shape(x, weight), dtype=x.dtype, device=x.device, memory_format=form)
+    y = new(x, layout.output_shape(x, weight), form)
     if y.numel():
+        x, weight, layout = _of_images(x), _of_images(weight), layout if x.ndim == 4 else layout.of_images()
         torch.ops.wat_kernels.cuda_depthwise_gather(
-            _in_format(x, form), _one_tap_stride(weight), dense(bias), dense(gain), *_drawn(draw, layout), y, False,
+            _in_format(x, form), _one_tap_stride(weight), dense(bias), dense(gain), *_drawn(draw, layout), _of_images(y), False,
             *_device(x),
         )  # fmt: skip
     return y
@@ -77,21 +80,25 @@ def backward(
     dx is one launch; the others are one together.
     """
     needs_x, needs_weight, needs_bias, needs_gain = mask
-    form, drawn = memory_format(x, weight), _drawn(draw, layout)
-    weight_read, gain_read, dy = _one_tap_stride(weight), dense(gain), _in_format(dy, form)
-    dx = torch.empty_like(x, memory_format=form) if needs_x else None
+    form, drawn = memory_format(x, weight), _drawn(draw, layout if x.ndim == 4 else layout.of_images())
+    weight_read, gain_read = _one_tap_stride(_of_images(weight)), dense(gain)
+    dy = _in_format(_of_images(dy), form)
+    dx = new(x, x.shape, form) if needs_x else None
     if dx is not None and dx.numel():
         if dy.numel():
-            torch.ops.wat_kernels.cuda_depthwise_gather(dy, weight_read, None, gain_read, *drawn, dx, True, *_device(x))
+            torch.ops.wat_kernels.cuda_depthwise_gather(
+                dy, weight_read, None, gain_read, *drawn, _of_images(dx), True, *_device(x)
+            )
         else:
             dx.zero_()
-    dweight = torch.empty_like(weight, memory_format=form) if needs_weight else None
+    dweight = new(weight, weight.shape, form) if needs_weight else None
     dbias = dy.new_empty(weight.shape[0]) if needs_bias else None
     each = dy.new_empty(weight.shape[0], dtype=torch.float32) if needs_gain else None
     if any(mask[1:]):
         if dy.numel():
             torch.ops.wat_kernels.cuda_depthwise_weight(
-                dy, _in_format(x, form), weight_read, gain_read, *drawn, dweight, dbias, each,
+                dy, _in_format(_of_images(x), form), weight_read, gain_read, *drawn,
+                None if dweight is None else _of_images(dweight), dbias, each,
                 arrivals(x.device, x.shape[1]), *_device(x),
             )  # fmt: skip
         else:
@@ -107,6 +114,11 @@ def _drawn(draw: Draw, layout: Convolution) -> tuple:
     return (
         draw.key, *draw.table, layout.stride, layout.padding, layout.dilation, draw.shadows, draw.noise, draw.amount,
     )  # fmt: skip
+
+
+def _of_images(tensor: Tensor) -> Tensor:
+    """Sequences, or their kernels, as images of height 1: a view."""
+    return tensor if tensor.ndim == 4 else tensor.unsqueeze(2)
 
 
 def _in_format(image: Tensor, form: torch.memory_format) -> Tensor:
@@ -135,4 +147,4 @@ def arrivals(device: torch.device, channels: int) -> Tensor:
     return torch.zeros(2 * channels + 4 * multiprocessors(device), dtype=torch.int32, device=device)
 
 
-implement_shadow_op("shadow_conv2d", "cuda", forward, backward, "CUDA")
+implement_shadow_op("shadow_conv", "cuda", forward, backward, "CUDA")

@@ -8,6 +8,8 @@ Runs on any device and floating dtype, is differentiable as often as torch's own
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +17,7 @@ from torch import Tensor
 from wat_kernels import torch_func
 from wat_kernels.dispatch import Call
 from wat_kernels.draw import dense_maps, draw_noise, draw_rows_from
-from wat_kernels.ops.conv2d.geometry import Convolution, laid_out, memory_format
+from wat_kernels.ops.conv.geometry import Convolution, laid_out, memory_format
 from wat_kernels.signature import Draw
 from wat_kernels.torch_library import implement_shadow_op
 
@@ -25,11 +27,11 @@ def supports(call: Call) -> tuple[bool, str]:
 
 
 def shadow_weights(weight: Tensor, draw: Draw) -> Tensor:
-    """weight (O, I, kh, kw) -> SW of every shadow, (S, O, I, kh, kw).
+    """weight (A, B, *kernel) -> SW of every shadow, (S, A, B, *kernel). A is O or, where the convolution is transposed, C.
 
     Half-precision weights are mixed in fp32 and rounded once.
     """
-    count = weight.shape[2] * weight.shape[3]
+    count = math.prod(weight.shape[2:])
     compute = torch.promote_types(weight.dtype, torch.float32)
     maps = dense_maps(
         draw.table.taps, draw_rows_from(draw.table.thresholds, draw.key, draw.shadows), count
@@ -45,25 +47,29 @@ def shadow_weights(weight: Tensor, draw: Draw) -> Tensor:
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
 ) -> Tensor:
-    """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out)."""
+    """x (N, C, ...), weight (O, C / groups, ...), or (C, O / groups, ...) where transposed, bias (O,), gain (), (1,) or (O,)
+    -> (N, O, ...)."""
     form = memory_format(x, weight)
     x, weight = _with_gradient_in(form, x), _with_gradient_in(form, weight)
-    top, bottom, left, right = layout.padding
-    if (top, left) == (bottom, right):
-        symmetric = (top, left)
-    else:
-        x, symmetric = F.pad(x, (left, right, top, bottom)), (0, 0)
+    before, behind = layout.padding[::2], layout.padding[1::2]
+    output_padding = [0] * len(before)
+    if layout.transposed:
+        output_padding = [a - b for a, b in zip(before, behind, strict=True)]
+    elif before != behind:
+        x, before = F.pad(x, layout.padding_of_torch()), (0,) * len(before)
     weights = shadow_weights(weight, draw)
     chunks = x.chunk(draw.shadows) if draw.shadows > 1 else [x]
+    settings = (layout.stride, before, layout.dilation, layout.transposed, output_padding, layout.groups)
     parts = [
-        F.conv2d(chunk, shadow, None, layout.stride, symmetric, layout.dilation, layout.groups)
+        torch.convolution(chunk, shadow, None, *settings)
         for chunk, shadow in zip(chunks, weights.unbind(), strict=True)
     ]
     y = torch.cat(parts) if draw.shadows > 1 else parts[0]
+    along_channels = (-1, *[1] * len(before))
     if gain is not None:
-        y = y * gain.reshape(-1, 1, 1).to(y.dtype)
+        y = y * gain.reshape(along_channels).to(y.dtype)
     if bias is not None:
-        y = y + bias.reshape(-1, 1, 1)
+        y = y + bias.reshape(along_channels)
     return laid_out(y, form)
 
 
@@ -76,4 +82,4 @@ def _with_gradient_in(form: torch.memory_format, tensor: Tensor) -> Tensor:
     return tensor
 
 
-implement_shadow_op("shadow_conv2d", "reference", forward, dispatch_key="CompositeImplicitAutograd")
+implement_shadow_op("shadow_conv", "reference", forward, dispatch_key="CompositeImplicitAutograd")

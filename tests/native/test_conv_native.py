@@ -1,4 +1,4 @@
-"""`shadow_conv2d.native` against a plain fp64 convolution with a materialised SW, for each instruction set it has."""
+"""`shadow_conv.native` against a plain fp64 convolution with a materialised SW, for each instruction set it has."""
 
 import math
 import os
@@ -152,7 +152,7 @@ def cases(draw):
 def arguments_of(case):
     code, amount = (0, 0.0) if case.noise is None else (case.noise.code, case.noise.amount)
     return (torch.tensor(case.key), *case.table.on(torch.device("cpu")), case.stride, case.padding, case.dilation,
-            case.groups, case.shadows, code, amount)  # fmt: skip
+            case.groups, False, case.shadows, code, amount)  # fmt: skip
 
 
 def noise_factor(case):
@@ -189,11 +189,11 @@ def oracle(case, leaves, absolute=False):
 def native(case, dy=None):
     """[y] or, given dy, [y, dx, dweight, dbias, dgain]; what is absent is None."""
     arguments = arguments_of(case)
-    y = torch.ops.wat_kernels.shadow_conv2d.native(case.x, case.weight, case.bias, case.gain, *arguments)
+    y = torch.ops.wat_kernels.shadow_conv.native(case.x, case.weight, case.bias, case.gain, *arguments)
     if dy is None:
         return [y]
     mask = [True, True, case.bias is not None, case.gain is not None]
-    grads = torch.ops.wat_kernels.shadow_conv2d_bwd.native(dy, case.x, case.weight, case.gain, *arguments, mask)
+    grads = torch.ops.wat_kernels.shadow_conv_bwd.native(dy, case.x, case.weight, case.gain, *arguments, mask)
     return [y, *(grad if wanted else None for grad, wanted in zip(grads, mask, strict=True))]
 
 
@@ -395,10 +395,10 @@ def test_only_what_is_asked_for(mask):
     case = plain_case(torch.randn(2, 8, 6, 6), torch.randn(9, 8, 3, 3), gain=torch.randn(9))
     dy = torch.randn(2, 9, 6, 6)
     arguments = arguments_of(case)
-    everything = torch.ops.wat_kernels.shadow_conv2d_bwd.native(
+    everything = torch.ops.wat_kernels.shadow_conv_bwd.native(
         dy, case.x, case.weight, case.gain, *arguments, [True] * 4
     )
-    some = torch.ops.wat_kernels.shadow_conv2d_bwd.native(dy, case.x, case.weight, case.gain, *arguments, mask)
+    some = torch.ops.wat_kernels.shadow_conv_bwd.native(dy, case.x, case.weight, case.gain, *arguments, mask)
     for wanted, got, right in zip(mask, some, everything, strict=True):
         assert torch.equal(got, right) if wanted else got.shape == (0,)
 
@@ -466,7 +466,7 @@ def test_more_than_two_billion_elements():
     dy = torch.zeros_like(y)
     dy[:, :, -1, -1] = 1
     mask = [False, True, True, False]
-    dweight, dbias = torch.ops.wat_kernels.shadow_conv2d_bwd.native(dy, x, weight, None, *arguments_of(case), mask)[1:3]
+    dweight, dbias = torch.ops.wat_kernels.shadow_conv_bwd.native(dy, x, weight, None, *arguments_of(case), mask)[1:3]
     torch.testing.assert_close(dweight[0, :, :2, :2], corner[0, :, -2:, -2:])
     assert torch.equal(dbias, torch.ones(2, dtype=torch.bfloat16))
 
@@ -475,10 +475,10 @@ def test_more_than_two_billion_elements():
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_opcheck(dtype, memory_format):
     table = mixed_table(6, 3).on(torch.device("cpu"))
-    arguments = (torch.tensor(3), *table, [1, 2], [0, 1, 1, 1], [2, 1], 2, 2, 2, 0.3)
+    arguments = (torch.tensor(3), *table, [1, 2], [0, 1, 1, 1], [2, 1], 2, False, 2, 2, 0.3)
     x = torch.randn(4, 4, 6, 7).to(dtype).contiguous(memory_format=memory_format)
     weight, bias, gain = torch.randn(6, 2, 2, 3).to(dtype), torch.randn(6).to(dtype), torch.randn(6).to(dtype)
-    forward, backward = torch.ops.wat_kernels.shadow_conv2d.native, torch.ops.wat_kernels.shadow_conv2d_bwd.native
+    forward, backward = torch.ops.wat_kernels.shadow_conv.native, torch.ops.wat_kernels.shadow_conv_bwd.native
     torch.library.opcheck(forward, (x, weight, bias, gain, *arguments))
     dy = torch.randn_like(forward(x, weight, bias, gain, *arguments))
     for mask in ([True] * 4, [False, True, False, False], [True, False, True, False]):

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from wat_kernels.dispatch import Call
-from wat_kernels.ops.conv2d.geometry import Convolution, memory_format
+from wat_kernels.ops.conv.geometry import Convolution, memory_format, new
 from wat_kernels.qualified import qualified
 from wat_kernels.signature import Draw, Gradients, gain_gradient, gain_kind, gradients
 from wat_kernels.tap_table import identity_line
 from wat_kernels.torch_library import implement_shadow_op
 
 try:
-    from wat_kernels.ops.conv2d.triton_bwd_weight import conv2d_bwd_weight_kernel
-    from wat_kernels.ops.conv2d.triton_configs import IMAGE_CONFIGS, WEIGHT_CONFIGS
-    from wat_kernels.ops.conv2d.triton_kernels import conv2d_bwd_data_kernel, conv2d_fwd_kernel
-    from wat_kernels.ops.conv2d.triton_row import MAX_TAPS
+    from wat_kernels.ops.conv.triton_bwd_weight import conv2d_bwd_weight_kernel
+    from wat_kernels.ops.conv.triton_configs import IMAGE_CONFIGS, WEIGHT_CONFIGS
+    from wat_kernels.ops.conv.triton_kernels import conv2d_bwd_data_kernel, conv2d_fwd_kernel
+    from wat_kernels.ops.conv.triton_row import MAX_TAPS
     from wat_kernels.triton_launch import (
         INTERPRETED,
         Cut,
@@ -53,13 +53,15 @@ RUNS_ON = "cuda"
 def supports(call: Call) -> tuple[bool, str]:
     reason = _MISSING or refusal(call)
     if not reason and math.prod(call.kernel) > MAX_TAPS:
-        reason = f"the kernel is {call.kernel[0]}x{call.kernel[1]}; it takes up to {MAX_TAPS} taps"
+        reason = f"the kernel is {'x'.join(map(str, call.kernel))}; it takes up to {MAX_TAPS} taps"
+    if not reason and (call.transposed or len(call.kernel) > 2):
+        reason = "it takes convolutions of 1 and 2 dimensions, and no transposed ones"
     return not reason, reason
 
 
 def worthwhile(call: Call) -> tuple[bool, str]:
     """Once this GPU has been seen to compute right with it."""
-    return qualified("shadow_conv2d", "triton", call)
+    return qualified("shadow_conv", "triton", call)
 
 
 # Multiply-adds from which a weight whose input channels are not adjacent is copied first. A prediction, of no GPU yet: the
@@ -202,7 +204,9 @@ def _precision(x: Tensor) -> str:
 
 
 def _in(form: torch.memory_format | None, tensor: Tensor) -> Tensor:
-    return tensor if form is None else tensor.contiguous(memory_format=form)
+    if form is None:
+        return tensor
+    return (tensor if tensor.ndim == 4 else tensor.unsqueeze(2)).contiguous(memory_format=form)
 
 
 def _image_format(image: Tensor) -> torch.memory_format | None:
@@ -223,7 +227,7 @@ class _ForwardPlan(NamedTuple):
 def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
 ) -> Tensor:
-    """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out)."""
+    """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out). Or without H and kh."""
     key, (thresholds, taps, _), shadows, noise, amount = draw
     problem = (
         x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), bias is None, meta_of(gain), taps.shape,
@@ -243,9 +247,10 @@ def forward(
 def _plan_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
 ) -> _ForwardPlan:
-    y = torch.empty(
-        layout.output_shape(x, weight), dtype=x.dtype, device=x.device, memory_format=memory_format(x, weight)
-    )
+    y = new(x, layout.output_shape(x, weight), memory_format(x, weight))
+    if x.ndim == 3:  # the plan of images of height 1; the launch asks tensors for their address alone
+        plan = _plan_forward(x.unsqueeze(2), weight.unsqueeze(2), bias, gain, draw, layout.of_images())
+        return plan._replace(y_size=y.shape, y_strides=y.stride())
     if y.numel() == 0:
         return _ForwardPlan(y.shape, y.stride(), None, None, None)
     image = y.shape[2] * y.shape[3]
@@ -288,7 +293,7 @@ def backward(
     if plan is None:
         plan = keep(_BACKWARD_PLANS, problem, _plan_backward(dy, x, weight, dense_gain, draw, layout, mask))
     amounts = noise_numbers(noise, amount)
-    dbias = dy.sum((0, 2, 3)) if needs_bias else None
+    dbias = dy.sum((0, *range(2, dy.ndim))) if needs_bias else None
     if plan.data is not None or plan.weight is not None:
         dy = _in(plan.dy_format, dy)
     dx = x.new_empty_strided(x.shape, plan.dx_strides) if needs_x else None
@@ -313,7 +318,11 @@ def _plan_backward(
 ) -> _BackwardPlan:
     needs_x, needs_weight, _, needs_gain = mask
     form = memory_format(x, weight)
-    dx, dweight = (torch.empty_like(t, memory_format=form) for t in (x, weight))
+    dx, dweight = (new(t, t.shape, form) for t in (x, weight))
+    if x.ndim == 3:  # as in _plan_forward
+        dy, x, weight = (t.unsqueeze(2) for t in (dy, x, weight))
+        plan = _plan_backward(dy, x, weight, gain, draw, layout.of_images(), mask)
+        return plan._replace(dx_strides=dx.stride(), dweight_strides=dweight.stride())
     dy_format, x_format = _image_format(dy), _image_format(x)
     weight_format = _weight_format(weight, dy.shape[0] * dy.shape[2] * dy.shape[3])
     dy, data, weight_plan = _in(dy_format, dy), None, None
@@ -367,4 +376,4 @@ def _plan_weight(
 
 if not _MISSING:
     for _device in ("CUDA", "CPU") if INTERPRETED else ("CUDA",):
-        implement_shadow_op("shadow_conv2d", "triton", forward, backward, _device)
+        implement_shadow_op("shadow_conv", "triton", forward, backward, _device)
