@@ -7,6 +7,7 @@
 #include <cstring>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "../common/check.h"
@@ -167,7 +168,6 @@ struct Arguments {
         taps_t(adjacent(taps_t_in)) {
     WAT_CHECK((x.dim() == 3 || x.dim() == 4) && weight.dim() == x.dim(),
               "x and weight must both have three dimensions, or four");
-    WAT_CHECK(!transposed, "transposed convolutions are not supported");
     if (x.dim() == 3) {
       stride.insert(stride.begin(), 1), dilation.insert(dilation.begin(), 1);
       padding.insert(padding.begin(), 2, 0);
@@ -177,7 +177,8 @@ struct Arguments {
     WAT_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16,
               "x must be float32 or bfloat16");
     WAT_CHECK(weight.scalar_type() == dtype, "x and weight must have one dtype");
-    WAT_CHECK(groups >= 1 && ws.size[0] % groups == 0 && xs.size[1] == ws.size[1] * groups, "groups=", groups,
+    WAT_CHECK(groups >= 1 && ws.size[0] % groups == 0 && xs.size[1] == (transposed ? ws.size[0] : ws.size[1] * groups),
+              "groups=", groups,
               " does not fit x of ", xs.size[1], " channels and weight of (", ws.size[0], ", ", ws.size[1], ")");
     WAT_CHECK(xs.size[1] >= 1, "x has no channels");
     WAT_CHECK(shadows >= 1 && xs.size[0] % shadows == 0, "shadows=", shadows, " does not divide the batch of ",
@@ -188,19 +189,21 @@ struct Arguments {
     channels_last = is_channels_last(ws) || (is_channels_last(xs) && (x.dim() == 4 || x.is_contiguous()));
     p.bf16 = dtype == ScalarType::BFloat16;
     p.N = xs.size[0], p.C = xs.size[1], p.H = xs.size[2], p.W = xs.size[3];
-    p.O = ws.size[0], p.I = ws.size[1], p.kh = ws.size[2], p.kw = ws.size[3];
+    p.O = transposed ? ws.size[1] * groups : ws.size[0], p.I = ws.size[1], p.kh = ws.size[2], p.kw = ws.size[3];
     p.K = p.kh * p.kw;
-    p.groups = groups, p.og = p.O / groups;
+    p.groups = groups, p.og = ws.size[0] / groups;
+    p.transposed = transposed;
     p.stride_h = stride[0], p.stride_w = stride[1];
     p.pad_top = padding[0], p.pad_left = padding[2];
     p.dilation_h = dilation[0], p.dilation_w = dilation[1];
-    p.OH = (p.H + padding[0] + padding[1] - p.dilation_h * (p.kh - 1) - 1) / p.stride_h + 1;
-    p.OW = (p.W + padding[2] + padding[3] - p.dilation_w * (p.kw - 1) - 1) / p.stride_w + 1;
+    p.OH = output_size(p.H, padding[0] + padding[1], p.kh, p.stride_h, p.dilation_h);
+    p.OW = output_size(p.W, padding[2] + padding[3], p.kw, p.stride_w, p.dilation_w);
     WAT_CHECK(p.K >= 1 && p.K <= 4096, "a kernel of ", p.K, " taps; accepted are 1 to 4096");
     WAT_CHECK(p.OH >= 0 && p.OW >= 0, "x is smaller than the kernel");
     p.shadows = shadows, p.chunk = p.N / shadows;
     rows = {p.H, p.OH, p.kh, p.stride_h, p.pad_top, p.dilation_h};
     columns = {p.W, p.OW, p.kw, p.stride_w, p.pad_left, p.dilation_w};
+    if (transposed) std::swap(rows.input, rows.output), std::swap(columns.input, columns.output);
 
     if (!set_weight_strides(ws, p.K, &p.w_o, &p.w_i, &p.w_t)) {
       weight = torch::stable::contiguous(weight);
@@ -226,7 +229,21 @@ struct Arguments {
     WAT_CHECK(noise >= 0 && noise <= 2, "noise=", noise, "; accepted are 0, 1 and 2");
     p.noise = static_cast<int>(noise);
     p.amount = amount;
-    workers = p.N * p.OH * p.OW * p.O * p.I * p.K < kTinyWork ? 1 : num_workers();
+    const int64_t pixels = transposed ? p.H * p.W : p.OH * p.OW;
+    workers = p.N * pixels * ws.size[0] * p.I * p.K < kTinyWork ? 1 : num_workers();
+  }
+
+  int64_t output_size(int64_t size, int64_t pad, int64_t kernel, int64_t stride, int64_t dilation) const {
+    const int64_t reach = dilation * (kernel - 1) + 1;
+    return p.transposed ? (size - 1) * stride - pad + reach : (size + pad - reach) / stride + 1;
+  }
+
+  // Of the destination of each pass.
+  std::vector<AxisClass> forward_of(const Axis& axis) const {
+    return p.transposed ? gradient_classes(axis) : forward_classes(axis);
+  }
+  std::vector<AxisClass> gradient_of(const Axis& axis) const {
+    return p.transposed ? forward_classes(axis) : gradient_classes(axis);
   }
 
   static Tensor adjacent(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
@@ -268,7 +285,7 @@ Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Te
   a.set_x(with_adjacent_channels(x_in));
   a.set_y(y.shape);
   p.y = y.written.mutable_data_ptr();
-  const Plan plan(forward_classes(a.rows), forward_classes(a.columns), a.workers);
+  const Plan plan(a.forward_of(a.rows), a.forward_of(a.columns), a.workers);
   const auto run = a.depthwise() ? WAT_PICK(depthwise_forward) : WAT_PICK(dense_forward);
   WAT_CHECK(run(p, plan.plan), kNoScratch);
   return y.finish();
@@ -298,7 +315,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
   if (mask[0]) dx.emplace(p.N, p.C, p.H, p.W, a.channels_last, x_in);
   Shape4 dw_shape{};
   if (want_weight) {
-    dw_shape = dense_shape(p.O, p.I, p.kh, p.kw, a.channels_last);
+    dw_shape = dense_shape(p.og * p.groups, p.I, p.kh, p.kw, a.channels_last);
     dweight = allocate(dw_shape, weight_in);
     set_weight_strides(dw_shape, p.K, &p.dw_o, &p.dw_i, &p.dw_t);
   }
@@ -325,7 +342,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
       if (want_dgain) p.dgain = static_cast<float*>(dgain.mutable_data_ptr());
     }
     if (dx || a.depthwise()) {
-      const Plan plan(gradient_classes(a.rows), gradient_classes(a.columns), a.workers);
+      const Plan plan(a.gradient_of(a.rows), a.gradient_of(a.columns), a.workers);
       const auto run = a.depthwise() ? WAT_PICK(depthwise_backward) : WAT_PICK(dense_data_gradient);
       WAT_CHECK(run(p, plan.plan), kNoScratch);
     }

@@ -9,15 +9,18 @@
 namespace wat {
 
 struct ConvProblem {
-  // x (N, C, H, W), weight (O, I, kh, kw) with I = C / groups, y (N, O, OH, OW)
+  // x (N, C, H, W), y (N, O, OH, OW), weight (O, I, kh, kw) with I = C / groups, or transposed (C, I, kh, kw) with
+  // I = O / groups. A transposed convolution is the data gradient of the one that takes y to x: so are its classes
+  // (axis.h), its stride, padding and dilation.
   int64_t N, C, H, W, O, OH, OW;
-  int64_t I;                  // input channels a group
-  int64_t og;                 // output channels a group
+  int64_t I;                  // columns of the weight: input channels a group, or output channels if transposed
+  int64_t og;                 // rows of the weight in a group: output channels, or input channels if transposed
   int64_t kh, kw, K;          // K = kh * kw
   int64_t stride_h, stride_w;
   int64_t pad_top, pad_left;  // bottom and right are in OH and OW
   int64_t dilation_h, dilation_w;
   int64_t groups;
+  bool transposed;
 
   int64_t shadows, chunk;     // chunk = N / shadows images use one shadow
 

@@ -7,7 +7,8 @@
 
 namespace wat {
 
-// Classes of the destination's rows and columns (axis.h), for the forward (destination y) or the data gradient (dx).
+// Classes of the destination's rows and columns (axis.h), for the forward (destination y) or the data gradient (dx). Those
+// of a transposed convolution are exchanged.
 struct DensePlan {
   const AxisClass* rows;
   const AxisClass* columns;

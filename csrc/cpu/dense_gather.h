@@ -22,6 +22,7 @@ struct Gather {
   const ConvProblem& p;
   const DensePlan& plan;
   const bool gradient;
+  bool over_rows;  // of the weight are the channels that are summed over, else its columns
   // one group's depth (channels summed over) and lanes (destination channels)
   int64_t depth, lanes;
   const T* source;
@@ -41,12 +42,12 @@ struct Gather {
 
   Gather(const ConvProblem& problem, const DensePlan& the_plan, bool data_gradient)
       : p(problem), plan(the_plan), gradient(data_gradient) {
+    over_rows = gradient != p.transposed;
+    depth = over_rows ? p.og : p.I, lanes = over_rows ? p.I : p.og;
     if (gradient) {
-      depth = p.og, lanes = p.I;
       source = static_cast<const T*>(p.dy), destination = static_cast<T*>(p.dx);
       s_n = p.y_n, s_h = p.y_h, s_w = p.y_w, d_n = p.dx_n, d_h = p.dx_h, d_w = p.dx_w;
     } else {
-      depth = p.I, lanes = p.og;
       source = static_cast<const T*>(p.x), destination = static_cast<T*>(p.y);
       s_n = p.x_n, s_h = p.x_h, s_w = p.x_w, d_n = p.y_n, d_h = p.y_h, d_w = p.y_w;
     }
@@ -114,13 +115,14 @@ struct Gather {
     for (int64_t b = 0; b < panel_group && first_panel + b < panels; ++b) {
       const int64_t lane = (first_panel + b) * kLanes, count = min64(kLanes, lanes - lane);
       float* panel = room.panel + b * panel_floats;
-      if (gradient) {
-        pack_data_gradient<T>(p, row, noise, group * p.og, lane, count, vectors_of(count), k0, k1, panel, room.pack);
+      if (over_rows) {
+        pack_over_rows<T>(p, row, noise, group * p.og, lane, count, vectors_of(count), k0, k1, panel, room.pack);
       } else {
-        const int64_t o0 = group * p.og + lane;
-        pack_forward<T>(p, row, noise, o0, count, vectors_of(count), k0, k1, panel, room.pack);
+        pack_over_columns<T>(p, row, noise, group * p.og + lane, count, vectors_of(count), k0, k1, panel, room.pack);
+      }
+      if (!gradient) {
         for (int64_t l = 0; l < kLanes; ++l) {
-          const int64_t o = o0 + min64(l, count - 1);
+          const int64_t o = group * lanes + lane + min64(l, count - 1);
           room.scale[b * kLanes + l] = p.gain ? p.gain[p.gain_count == 1 ? 0 : o] : 1.0f;
           room.bias[b * kLanes + l] = p.bias ? p.bias[o] : 0.0f;
         }

@@ -103,11 +103,14 @@ static inline void for_each_block(const ConvProblem& p, const TapRow& row, const
   }
 }
 
-// The forward's panel [active tap][input k0..k1][lanes]: `outputs` channels from o0 (absolute) on, vectors * width lanes.
+// The panel of a sum over columns of the weight, the forward's, [active tap][column k0..k1][lanes]: `outputs` rows from o0
+// (absolute) on, vectors * width lanes. If the convolution is transposed, columns are outputs, and SW is scaled by the gain.
 template <class T>
-static void pack_forward(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t o0, int64_t outputs,
+static void pack_over_columns(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t o0, int64_t outputs,
                          int vectors, int64_t k0, int64_t k1, float* panel, float* scratch) {
   const int64_t lanes = vectors * Vec::width, depth = k1 - k0;
+  const float* gain = p.transposed ? p.gain : nullptr;
+  if (gain && p.gain_count > 1) gain += o0 / p.og * p.I;  // of the group
   for (int v = 0; v < vectors; ++v) {
     const int count = static_cast<int>(max64(0, min64(Vec::width, outputs - v * Vec::width)));
     for_each_block<T>(p, row, noise, o0 + v * Vec::width, count, k0, k1, scratch,
@@ -116,16 +119,17 @@ static void pack_forward(const ConvProblem& p, const TapRow& row, const NoiseStr
                         for (int64_t c = 0; c < inputs; ++c) {
                           Vec value = mix(block, row, c, j, entries);
                           if (eps) value = value * Vec::load(eps + c * Vec::width);
+                          if (gain) value = value * Vec::set(gain[p.gain_count > 1 ? i + c : 0]);
                           value.store(to + c * lanes);
                         }
                       });
   }
 }
 
-// The data gradient's panel [active tap][output k0..k1][lanes]: `inputs` channels from i0 on; k counts inside the group
-// whose first output channel is `group_o`. SW is scaled by the gain here.
+// The panel of a sum over rows of the weight, the data gradient's, [active tap][row k0..k1][lanes]: `inputs` columns from i0
+// on; k counts inside the group whose first row is `group_o`. Where rows are outputs, SW is scaled by the gain here.
 template <class T>
-static void pack_data_gradient(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t group_o,
+static void pack_over_rows(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t group_o,
                                int64_t i0, int64_t inputs, int vectors, int64_t k0, int64_t k1, float* panel,
                                float* scratch) {
   const int64_t lanes = vectors * Vec::width, depth = k1 - k0;
@@ -133,8 +137,9 @@ static void pack_data_gradient(const ConvProblem& p, const TapRow& row, const No
   for (int64_t k = k0; k < k1; k += Vec::width) {
     const int count = static_cast<int>(min64(Vec::width, k1 - k));
     const int64_t o0 = group_o + k;
+    const bool scaled = p.gain && !p.transposed;
     Vec gain = Vec::set(1.0f);
-    if (p.gain) gain = p.gain_count == 1 ? Vec::set(p.gain[0]) : Vec::load(p.gain + o0, count);
+    if (scaled) gain = p.gain_count == 1 ? Vec::set(p.gain[0]) : Vec::load(p.gain + o0, count);
     for_each_block<T>(p, row, noise, o0, count, i0, i0 + inputs, scratch,
                       [&](int j, int64_t i, int64_t n, const WeightBlock& block, int entries, const float* eps) {
                         for (int64_t c = 0; c < n; c += Vec::width) {
@@ -143,7 +148,7 @@ static void pack_data_gradient(const ConvProblem& p, const TapRow& row, const No
                           for (int r = 0; r < Vec::width; ++r) {
                             rows[r] = r < width ? mix(block, row, c + r, j, entries) : Vec::zero();
                             if (eps && r < width) rows[r] = rows[r] * Vec::load(eps + (c + r) * Vec::width);
-                            if (p.gain) rows[r] = rows[r] * gain;
+                            if (scaled) rows[r] = rows[r] * gain;
                           }
                           transpose(rows);
                           float* to = panel + (j * depth + k - k0) * lanes + (i - i0) + c;

@@ -269,14 +269,27 @@ struct WeightGradient {
     return Vec::load(line);
   }
 
-  // room.dpw, transposed and times the gain, to dweight; <PW, dPW> of each output channel to `gain_sums`.
+  // The channel that column c of a line of the gradient is of, counted from i0 on.
+  int64_t column_channel(bool taps_fastest, int64_t c) const { return taps_fastest ? c / p.K : c; }
+
+  // The gain of columns [c, c + n) of group's lines, which are outputs if the convolution is transposed.
+  Vec column_gain(int64_t group, int64_t i0, bool taps_fastest, int64_t c, int n) const {
+    float line[Vec::width] = {};
+    for (int r = 0; r < n; ++r) {
+      line[r] = p.gain[p.gain_count == 1 ? 0 : group * p.I + i0 + column_channel(taps_fastest, c + r)];
+    }
+    return Vec::load(line);
+  }
+
+  // room.dpw, transposed and times the gain, to dweight; <PW, dPW> of each output channel, a row or, if the convolution is
+  // transposed, a column, to `gain_sums`.
   void write(int64_t o, int64_t count, int vectors, int64_t i0, int64_t inputs, float* gain_sums, const Room& room) const {
     const bool taps_fastest = p.dw_t == 1;
     const int64_t lanes = vectors * Vec::width;
     const int64_t runs = taps_fastest ? 1 : p.K, length = taps_fastest ? inputs * p.K : inputs;
     for (int v = 0; v < vectors; ++v) {
       const int outputs = static_cast<int>(min64(Vec::width, count - v * Vec::width));
-      Vec dot[Vec::width];
+      Vec dot[Vec::width];  // of rows
       for (int r = 0; r < Vec::width; ++r) dot[r] = Vec::zero();
       for (int64_t run = 0; run < runs; ++run) {
         const float* from = room.dpw + run * inputs * lanes + v * Vec::width;
@@ -285,14 +298,21 @@ struct WeightGradient {
           Vec rows[Vec::width];
           for (int r = 0; r < Vec::width; ++r) rows[r] = r < n ? Vec::load(from + (c + r) * lanes) : Vec::zero();
           transpose(rows);
+          const Vec column_scale = p.transposed && p.gain ? column_gain(o / p.og, i0, taps_fastest, c, n) : Vec::set(1.0f);
+          Vec column_dot = Vec::zero();
           for (int r = 0; r < outputs; ++r) {
             const int64_t at = o + v * Vec::width + r;
             if (gain_sums) {
               const T* weight = static_cast<const T*>(p.weight) + at * p.w_o + i0 * p.w_i + run * p.w_t;
-              dot[r] = fma(weight_line(weight, taps_fastest, c, n), rows[r], dot[r]);
+              const Vec line = weight_line(weight, taps_fastest, c, n);
+              if (p.transposed) {
+                column_dot = fma(line, rows[r], column_dot);
+              } else {
+                dot[r] = fma(line, rows[r], dot[r]);
+              }
             }
-            Vec value = rows[r];
-            if (p.gain) value = value * Vec::set(p.gain[p.gain_count == 1 ? 0 : at]);
+            Vec value = rows[r] * column_scale;
+            if (p.gain && !p.transposed) value = value * Vec::set(p.gain[p.gain_count == 1 ? 0 : at]);
             T* to = static_cast<T*>(p.dweight) + at * p.dw_o + i0 * p.dw_i + run * p.dw_t + c;
             if (n == Vec::width) {
               store_vec(to, value);
@@ -300,9 +320,14 @@ struct WeightGradient {
               store_vec(to, value, n);
             }
           }
+          if (gain_sums && p.transposed) {
+            float line[Vec::width];
+            column_dot.store(line);
+            for (int r = 0; r < n; ++r) gain_sums[column_channel(taps_fastest, c + r)] += line[r];
+          }
         }
       }
-      if (gain_sums) {
+      if (gain_sums && !p.transposed) {
         for (int r = 0; r < outputs; ++r) gain_sums[v * Vec::width + r] = sum(dot[r]);
       }
     }
@@ -329,27 +354,45 @@ struct WeightGradient {
     if (sums) {
       for (int64_t l = 0; l < count; ++l) p.dbias[o + l] = static_cast<float>(room.column_sums[l]);
     }
-    write(o, count, vectors, i0, inputs, gain_sums ? gain_sums + task * kLanes : nullptr, room);
+    write(o, count, vectors, i0, inputs, gain_sums ? gain_sums + task * sums_of_task() : nullptr, room);
+  }
+
+  int64_t sums_of_task() const { return p.transposed ? most_inputs : kLanes; }
+
+  // The sum that the tasks found for output channel o.
+  double gain_sum(int64_t o, const float* gain_sums) const {
+    const int64_t of_group = p.transposed ? p.I : p.og, group = o / of_group, at = o % of_group;
+    double sum = 0;
+    if (p.transposed) {
+      int64_t t = 0;
+      while (at >= input_of_tile(last_tile(t))) ++t;
+      for (int64_t block = 0; block < blocks; ++block) {
+        const int64_t task = (group * blocks + block) * tile_groups + t;
+        sum += gain_sums[task * most_inputs + at - input_of_tile(first_tile(t))];
+      }
+      return sum;
+    }
+    for (int64_t t = 0; t < tile_groups; ++t) {
+      sum += gain_sums[((group * blocks + at / kLanes) * tile_groups + t) * kLanes + at % kLanes];
+    }
+    return sum;
   }
 
   bool run() const {
     const int64_t tasks = p.groups * blocks * tile_groups;
     const size_t bytes = worker_bytes();
-    const size_t gain_bytes = p.dgain ? tasks * kLanes * sizeof(float) : 0;
+    const size_t gain_bytes = p.dgain ? tasks * sums_of_task() * sizeof(float) : 0;
     const int used = static_cast<int>(min64(workers, tasks));
     char* memory = static_cast<char*>(scratch(bytes * used + gain_bytes));
     if (memory == nullptr) return false;
     float* gain_sums = p.dgain ? reinterpret_cast<float*>(memory + bytes * used) : nullptr;
+    if (gain_sums) memset(gain_sums, 0, gain_bytes);
     auto work = [&](int worker, int64_t task) { run_task(task, memory + worker * bytes, gain_sums); };
     for_each_task(tasks, used, work);
     if (gain_sums) {
       double total = 0;
       for (int64_t o = 0; o < p.O; ++o) {
-        double channel = 0;
-        for (int64_t t = 0; t < tile_groups; ++t) {
-          const int64_t block = o / p.og * blocks + o % p.og / kLanes;
-          channel += gain_sums[(block * tile_groups + t) * kLanes + o % p.og % kLanes];
-        }
+        const double channel = gain_sum(o, gain_sums);
         if (p.gain_count > 1) p.dgain[o] = static_cast<float>(channel);
         total += channel;
       }
@@ -359,7 +402,40 @@ struct WeightGradient {
   }
 };
 
-bool dense_weight_gradient(const ConvProblem& p, int workers) {
+// dbias where dy is not what the weight gradient packs: the sums over pixels, line by line.
+template <class T>
+static void sum_of_dy(const ConvProblem& p, int workers) {
+  const int64_t tasks = (p.O + Vec::width - 1) / Vec::width;
+  auto work = [&](int, int64_t task) {
+    const int64_t o = task * Vec::width;
+    const int count = static_cast<int>(min64(Vec::width, p.O - o));
+    double sums[Vec::width] = {};
+    for (int64_t n = 0; n < p.N; ++n) {
+      for (int64_t h = 0; h < p.OH; ++h) {
+        const T* from = static_cast<const T*>(p.dy) + n * p.y_n + h * p.y_h + o;
+        Vec line = Vec::zero();
+        for (int64_t w = 0; w < p.OW; ++w, from += p.y_w) {
+          line = line + (count == Vec::width ? load_vec(from) : load_vec(from, count));
+        }
+        float lanes[Vec::width];
+        line.store(lanes);
+        for (int l = 0; l < count; ++l) sums[l] += lanes[l];
+      }
+    }
+    for (int l = 0; l < count; ++l) p.dbias[o + l] = static_cast<float>(sums[l]);
+  };
+  for_each_task(tasks, static_cast<int>(min64(workers, tasks)), work);
+}
+
+bool dense_weight_gradient(const ConvProblem& problem, int workers) {
+  ConvProblem p = problem;
+  if (p.transposed) {  // the gradient of the convolution that takes y to x: x and dy exchanged
+    if (p.dbias) p.bf16 ? sum_of_dy<uint16_t>(p, workers) : sum_of_dy<float>(p, workers);
+    p.dbias = nullptr;
+    p.x = problem.dy, p.x_n = problem.y_n, p.x_h = problem.y_h, p.x_w = problem.y_w;
+    p.dy = problem.x, p.y_n = problem.x_n, p.y_h = problem.x_h, p.y_w = problem.x_w;
+    p.H = problem.OH, p.W = problem.OW, p.OH = problem.H, p.OW = problem.W;
+  }
   return p.bf16 ? WeightGradient<uint16_t>(p, workers).run() : WeightGradient<float>(p, workers).run();
 }
 

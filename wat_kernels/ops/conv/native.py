@@ -26,8 +26,8 @@ def supports(call: Call) -> tuple[bool, str]:
         return False, f"x is on {call.device}, this backend runs on the CPU"
     if call.dtype not in (torch.float32, torch.bfloat16):
         return False, f"{call.dtype} is not float32 or bfloat16"
-    if call.transposed or len(call.kernel) > 2:
-        return False, "it takes convolutions of 1 and 2 dimensions, and no transposed ones"
+    if len(call.kernel) > 2:
+        return False, "it takes convolutions of 1 and 2 dimensions"
     taps = math.prod(call.kernel)
     return taps <= _MOST_TAPS, f"a kernel of {taps} taps is larger than {_MOST_TAPS}"
 
