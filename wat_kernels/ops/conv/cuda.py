@@ -47,8 +47,8 @@ def supports(call: Call) -> tuple[bool, str]:
         )
     if not reason and math.prod(call.kernel) > _MOST_TAPS:
         reason = f"the kernel is {'x'.join(map(str, call.kernel))}; it takes up to {_MOST_TAPS} taps"
-    if not reason and (call.transposed or len(call.kernel) > 2):
-        reason = "it takes convolutions of 1 and 2 dimensions, and no transposed ones"
+    if not reason and len(call.kernel) > 2:
+        reason = "it takes convolutions of 1 and 2 dimensions"
     return not reason, reason
 
 
@@ -66,7 +66,8 @@ def forward(
     if y.numel():
         x, weight, layout = _of_images(x), _of_images(weight), layout if x.ndim == 4 else layout.of_images()
         torch.ops.wat_kernels.cuda_depthwise_gather(
-            _in_format(x, form), _one_tap_stride(weight), dense(bias), dense(gain), *_drawn(draw, layout), _of_images(y), False,
+            _in_format(x, form), _one_tap_stride(weight), dense(bias), dense(gain), *_drawn(draw, layout), _of_images(y),
+            layout.transposed,
             *_device(x),
         )  # fmt: skip
     return y
@@ -87,22 +88,26 @@ def backward(
     if dx is not None and dx.numel():
         if dy.numel():
             torch.ops.wat_kernels.cuda_depthwise_gather(
-                dy, weight_read, None, gain_read, *drawn, _of_images(dx), True, *_device(x)
+                dy, weight_read, None, gain_read, *drawn, _of_images(dx), not layout.transposed, *_device(x)
             )
         else:
             dx.zero_()
     dweight = new(weight, weight.shape, form) if needs_weight else None
-    dbias = dy.new_empty(weight.shape[0]) if needs_bias else None
     each = dy.new_empty(weight.shape[0], dtype=torch.float32) if needs_gain else None
-    if any(mask[1:]):
+    dbias = None
+    if needs_bias:  # of a transposed convolution the kernel adds up x, which is in the place of dy
+        dbias = dy.sum((0, 2, 3)) if layout.transposed else dy.new_empty(weight.shape[0])
+    summed = None if layout.transposed else dbias
+    if dweight is not None or summed is not None or each is not None:
         if dy.numel():
+            x_read = _in_format(_of_images(x), form)
+            images = (x_read, dy) if layout.transposed else (dy, x_read)
             torch.ops.wat_kernels.cuda_depthwise_weight(
-                dy, _in_format(_of_images(x), form), weight_read, gain_read, *drawn,
-                None if dweight is None else _of_images(dweight), dbias, each,
+                *images, weight_read, gain_read, *drawn, None if dweight is None else _of_images(dweight), summed, each,
                 arrivals(x.device, x.shape[1]), *_device(x),
             )  # fmt: skip
         else:
-            for gradient in (dweight, dbias, each):
+            for gradient in (dweight, summed, each):
                 if gradient is not None:
                     gradient.zero_()
     dgain = None if each is None or gain is None else gain_gradient(each, gain)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from wat_kernels.dispatch import Call
+from wat_kernels.ops.conv import triton_transposed
 from wat_kernels.ops.conv.geometry import Convolution, memory_format, new
 from wat_kernels.qualified import qualified
 from wat_kernels.signature import Draw, Gradients, gain_gradient, gain_kind, gradients
@@ -54,8 +55,8 @@ def supports(call: Call) -> tuple[bool, str]:
     reason = _MISSING or refusal(call)
     if not reason and math.prod(call.kernel) > MAX_TAPS:
         reason = f"the kernel is {'x'.join(map(str, call.kernel))}; it takes up to {MAX_TAPS} taps"
-    if not reason and (call.transposed or len(call.kernel) > 2):
-        reason = "it takes convolutions of 1 and 2 dimensions, and no transposed ones"
+    if not reason and len(call.kernel) > 2:
+        reason = "it takes convolutions of 1 and 2 dimensions"
     return not reason, reason
 
 
@@ -114,7 +115,7 @@ if not _MISSING:
     BWD_WEIGHT = {
         b: Tuned(conv2d_bwd_weight_kernel, c, _PROBLEM, _weight_fits, _all_taps) for b, c in WEIGHT_CONFIGS.items()
     }
-    _FORWARD_PLANS, _BACKWARD_PLANS = plans(), plans()
+    _FORWARD_PLANS, _BACKWARD_PLANS, _DATA_PLANS = plans(), plans(), plans()
 
 
 def forward_numbers(
@@ -228,6 +229,8 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, draw: Draw, layout: Convolution
 ) -> Tensor:
     """x (N, C, H, W), weight (O, C / groups, kh, kw), bias (O,), gain (), (1,) or (O,) -> (N, O, H_out, W_out). Or without H and kh."""
+    if layout.transposed:
+        return triton_transposed.forward(_data_gradient, x, weight, bias, gain, draw, layout)
     key, (thresholds, taps, _), shadows, noise, amount = draw
     problem = (
         x.shape, x.stride(), x.dtype, x.device, weight.shape, weight.stride(), bias is None, meta_of(gain), taps.shape,
@@ -282,6 +285,8 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Convolution, mask: Sequence[bool]
 ) -> Gradients:
     """The gradients of x, weight, bias and gain where `mask` asks for them; empty tensors elsewhere."""
+    if layout.transposed:
+        return triton_transposed.backward(forward, backward, dy, x, weight, gain, draw, layout, mask)
     needs_x, needs_weight, needs_bias, needs_gain = mask
     key, (thresholds, taps, taps_t), shadows, noise, amount = draw
     problem = (
@@ -344,6 +349,41 @@ def _plan_data(dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw
 
     tensors = (dy, weight, gain, dx, draw.key, draw.table.thresholds, draw.table.taps)
     return BWD_DATA[dy.element_size()].plan(tensors, bwd_data_numbers(dy, weight, gain, dx, draw, layout), programs)
+
+
+class _DataPlan(NamedTuple):
+    """What a data gradient alone comes down to."""
+
+    dy_format: torch.memory_format | None
+    weight_format: torch.memory_format | None
+    launch: Planned
+
+
+def _data_gradient(
+    dy: Tensor, dx: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Convolution
+) -> None:
+    """Writes the data gradient to dx, which has elements."""
+    problem = (
+        dy.shape, dy.stride(), dx.shape, dx.stride(), dy.dtype, dy.device, weight.shape, weight.stride(), meta_of(gain),
+        draw.table.taps.shape, layout, draw.shadows, draw.noise, _precision(dy),
+    )  # fmt: skip
+    gain = dense(gain)
+    plan = _DATA_PLANS.get(problem)
+    if plan is None:
+        plan = keep(_DATA_PLANS, problem, _plan_data_alone(dy, dx, weight, gain, draw, layout))
+    dy, weight = _in(plan.dy_format, dy), _in(plan.weight_format, weight)
+    tensors = (dy, weight, gain, dx, draw.key, draw.table.thresholds, draw.table.taps)
+    plan.launch(tensors, noise_numbers(draw.noise, draw.amount))
+
+
+def _plan_data_alone(
+    dy: Tensor, dx: Tensor, weight: Tensor, gain: Tensor | None, draw: Draw, layout: Convolution
+) -> _DataPlan:
+    if dy.ndim == 3:
+        dy, dx, weight = (t.unsqueeze(2) for t in (dy, dx, weight))
+        layout = layout.of_images()
+    formats = _image_format(dy), _weight_format(weight, dy.shape[0] * dy.shape[2] * dy.shape[3])
+    return _DataPlan(*formats, _plan_data(_in(formats[0], dy), _in(formats[1], weight), gain, dx, draw, layout))
 
 
 def _plan_weight(
