@@ -271,7 +271,7 @@ def _bench(call: Callable[[], None]) -> float:
     from triton.runtime.errors import TritonError
 
     try:
-        return float(triton.testing.do_bench(call, warmup=5, rep=30, return_mode="median"))  # type: ignore[arg-type]
+        return float(triton.testing.do_bench(call, warmup=5, rep=30, return_mode="median"))
     except (TritonError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -285,9 +285,10 @@ def _gpu_name(device: torch.device) -> str:
 @cache
 def moves_boxes(device: torch.device) -> bool:
     """Whether this device has a unit that moves boxes of a tensor: NVIDIA's from compute capability 9.0."""
-    if device.type != "cuda":
-        return INTERPRETED
-    return torch.version.hip is None and triton.runtime.driver.active.get_current_target().arch >= 90
+    if INTERPRETED:
+        return True
+    with _on(device):
+        return torch.version.hip is None and triton.runtime.driver.active.get_current_target().arch >= 90
 
 
 def has_boxes(tensor: Tensor, dims: Sequence[int]) -> bool:
@@ -315,7 +316,10 @@ def _layout(tensor: Tensor, box: list[int]) -> tuple[list[int], list[int]]:
         return [tensor.shape[0], tensor[0].numel()], [max(tensor.stride(0), tensor[0].numel()), 1]
     unit = 16 // tensor.element_size()
     (n, c, h, w), (stride_n, _, stride_h, stride_w) = tensor.shape, tensor.stride()
-    strides = [s if size > 1 else -(-c // unit) * unit for size, s in zip((n, h, w), (stride_n, stride_h, stride_w), strict=True)]
+    strides = [
+        s if size > 1 else -(-c // unit) * unit
+        for size, s in zip((n, h, w), (stride_n, stride_h, stride_w), strict=True)
+    ]
     return [n, h, w, c], [*strides, 1]
 
 
@@ -385,7 +389,6 @@ class Planned:
         if aligned and not INTERPRETED and torch.version.hip is None:
             self._launch, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
 
-
     def _described(self, tensors: Sequence[Tensor | None]) -> list[Any]:
         """Those that have boxes as descriptors. One whose first element does not lie at a multiple of 16 bytes is copied."""
         found: list[Any] = list(tensors)
@@ -393,7 +396,9 @@ class Planned:
             tensor = found[place]
             self._layouts[place] = shape, strides = _layout(tensor, box)
             if tensor.data_ptr() % 16:
-                tensor = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+                tensor = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+                ).copy_(tensor)
             found[place] = TensorDescriptor(tensor, shape, strides, box)
         return found
 

@@ -43,7 +43,16 @@ def run(taken, *tensors, passes=3, **settings):
 @pytest.mark.parametrize("image", [(9, 7), (4, 4), (5, 33)])
 def test_every_translation(taken, image, key):
     weight = last(32, 64, 3, 3) / 10
-    run(taken, last(3, 64, *image), weight, torch.randn(32), torch.rand(32) + 0.5, table=TRANSLATIONS, key=key, padding=1)
+    run(
+        taken,
+        last(3, 64, *image),
+        weight,
+        torch.randn(32),
+        torch.rand(32) + 0.5,
+        table=TRANSLATIONS,
+        key=key,
+        padding=1,
+    )
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -58,21 +67,54 @@ def test_rows_that_mix(taken, width, noise):
         taken.clear()
         triton_launch.forget_plans()
         gain = torch.tensor(0.7) if row else torch.rand(40) + 0.5
-        run(taken, last(2, 32, 6, 5), last(40, 32, 3, 3) / 10, torch.randn(40), gain, table=table, key=key, noise=noise, padding=1)
+        run(
+            taken,
+            last(2, 32, 6, 5),
+            last(40, 32, 3, 3) / 10,
+            torch.randn(40),
+            gain,
+            table=table,
+            key=key,
+            noise=noise,
+            padding=1,
+        )
 
 
 def test_groups(taken):
-    run(taken, last(2, 64, 5, 6), last(128, 32, 3, 3) / 10, None, torch.rand(128) + 0.5, table=TRANSLATIONS, key=3, padding=1, groups=2)
+    run(
+        taken,
+        last(2, 64, 5, 6),
+        last(128, 32, 3, 3) / 10,
+        None,
+        torch.rand(128) + 0.5,
+        table=TRANSLATIONS,
+        key=3,
+        padding=1,
+        groups=2,
+    )
 
 
 def test_chunks_have_draws_of_their_own(taken):
     """The weight gradient of several draws has no such design."""
-    run(taken, last(6, 32, 5, 6), last(32, 32, 3, 3) / 10, None, None, passes=2, table=TRANSLATIONS, key=3, padding=1, shadows=2)
+    run(
+        taken,
+        last(6, 32, 5, 6),
+        last(32, 32, 3, 3) / 10,
+        None,
+        None,
+        passes=2,
+        table=TRANSLATIONS,
+        key=3,
+        padding=1,
+        shadows=2,
+    )
 
 
 @pytest.mark.parametrize("settings", [{"padding": 2, "dilation": 2}, {"padding": (0, 3)}, {"padding": 0}], ids=str)
 def test_paddings_and_dilations(taken, settings):
-    run(taken, last(2, 32, 9, 12), last(32, 32, 3, 3) / 10, torch.randn(32), None, table=TRANSLATIONS, key=1, **settings)
+    run(
+        taken, last(2, 32, 9, 12), last(32, 32, 3, 3) / 10, torch.randn(32), None, table=TRANSLATIONS, key=1, **settings
+    )
 
 
 def test_a_kernel_of_one_tap_and_channels_that_fill_no_tile(taken):

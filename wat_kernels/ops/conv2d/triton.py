@@ -353,7 +353,9 @@ def _plan_backward(
     return _BackwardPlan(dx.stride(), dweight.stride(), dy_format, x_format, weight_format, data, boxes, weight_plan)
 
 
-def _plan_data(dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw: Draw, layout: Convolution) -> tuple[Planned, bool]:
+def _plan_data(
+    dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw: Draw, layout: Convolution
+) -> tuple[Planned, bool]:
     (stride_h, stride_w), groups = layout.stride, layout.groups
     pixels = dx.shape[0] // draw.shadows * -(-dx.shape[2] // stride_h) * -(-dx.shape[3] // stride_w)
 
@@ -402,10 +404,7 @@ def _plan_weight(
 
     designs = [design(tuned, scratch_of, bwd_weight_numbers, programs)]
     if draw.shadows == 1 and triton_boxes.takes(x, dy, weight, draw, layout):
-
-        def box_programs(meta):
-            return max(target, triton_boxes.weight_cut(weight, layout.groups, 1)(meta).tiles)
-
+        box_programs = triton_boxes.weight_programs(weight, layout.groups, target)
         designs.insert(0, design(triton_boxes.WEIGHT, box_scratch, box_weight_numbers, box_programs))
     chosen, launch = fastest(designs)
     scratch_of = box_scratch if chosen.tuned is triton_boxes.WEIGHT else scratch_of

@@ -33,7 +33,7 @@ def _tile_of_sw(
     out_channel = first_out + tl.arange(0, BO)
     if NOISE != 0:
         element = (out_channel.to(tl.int64 if WIDE else tl.int32) * TAPS + tap) * in_channels
-        tile *= noise_factor(key, shadow, element, first_in % in_channels, scale, cut, NOISE, PACKED, BC)
+        tile *= noise_factor(key, shadow, element, first_in, scale, cut, NOISE, PACKED, BC)
     if SCALED:
         tile *= tl.load(gain + out_channel, mask=out_channel < weight.shape[0], other=0.0).to(tl.float32)[:, None]
     return tile.to(weight.dtype)
@@ -169,7 +169,8 @@ def conv2d_bwd_weight_box_kernel(
     drawn = tl.load(key)
     line = row_line(drawn, 0, thresholds, rows, taps_t, 1 + TAPS + 2 * TAPS * WIDTH)
     reached = tl.load(line)
-    splits = splits_of(tiles * max(reached, 1), boxes, programs)
+    wanted = programs // 2 if BO * BC > 128 * 64 else programs  # such a tile has a multiprocessor for itself
+    splits = splits_of(tiles * max(reached, 1), boxes, wanted)
     program = tl.program_id(0)
     if program < tiles * reached * splits:
         tile = program % tiles

@@ -14,7 +14,7 @@ from wat_kernels.ops.conv2d.geometry import Convolution
 from wat_kernels.ops.conv2d.triton_box_kernels import conv2d_bwd_weight_box_kernel, conv2d_gather_box_kernel
 from wat_kernels.ops.conv2d.triton_configs import all_taps
 from wat_kernels.signature import Draw
-from wat_kernels.triton_launch import INTERPRETED, Cut, Design, Scratch, Tuned, configs_of, has_boxes, moves_boxes
+from wat_kernels.triton_launch import INTERPRETED, Design, Scratch, Tuned, configs_of, has_boxes, moves_boxes
 
 _MOST_MIXED = 4  # input taps of an output tap: each is a box of the weight in every step
 _PIXELS = {  # boxes of images, rows and columns by the pixels in them; the first ones for the largest images
@@ -48,7 +48,9 @@ def _gather_fits(a: dict) -> bool:
     if a["BACKWARD"]:
         columns, sums = sums, columns
     whole = columns % a["BN"] == 0 and sums % a["BK"] == 0
-    if a["groups"] > 1 and not whole or a["in_channels"] % (a["BN"] if a["BACKWARD"] and a["NOISE"] else a["BK"]):
+    if a["groups"] > 1 and not whole:
+        return False
+    if not a["BACKWARD"] and sums % a["BK"]:  # behind a tap's channels are the next tap's
         return False
     made = a["NOISE"] == 1 or a["WIDTH"] > 1  # tiles of SW in registers
     if made and a["BN"] * a["BK"] > 64 * 64:
@@ -74,8 +76,6 @@ def _weight_cost(a: dict) -> float:
     boxes = _times(a["images"], a["BI"]) * _times(a["out_height"], a["BH"]) * _times(a["out_width"], a["BW"])
     tiles = _times(a["out_channels"], a["BO"]) * a["BO"] * _times(a["in_channels"], a["BC"]) * a["BC"]
     return boxes * pixels * tiles * (1 + 8 / a["BO"] + 8 / a["BC"])
-
-
 
 
 _PROBLEM = ("images", "groups", "in_channels", "out_channels", "TAPS", "WIDTH", "NOISE")
@@ -117,7 +117,7 @@ def takes(x: Tensor, y: Tensor, weight: Tensor, draw: Draw, layout: Convolution)
 
 def has_rows(weight: Tensor) -> bool:
     """Whether the weight is (O, taps * I) in memory, with rows of whole 16 bytes."""
-    outputs, inputs, height, width = weight.shape
+    _, inputs, height, width = weight.shape
     wanted = (height * width * inputs, 1, width * inputs, inputs)
     dense = all(size == 1 or a == b for size, a, b in zip(weight.shape, weight.stride(), wanted, strict=True))
     return dense and height * width * inputs * weight.element_size() % 16 == 0
@@ -139,25 +139,31 @@ def gather_design(
     return Design(BACKWARD_GATHER if backward else GATHER, tensors, numbers, programs)
 
 
-def weight_cut(weight: Tensor, groups: int, blocks: int) -> Callable[[dict], Cut]:
-    """What a configuration sets -> how its sum is cut where every input tap is reached."""
-    outputs, inputs, height, width = weight.shape
-    return lambda meta: Cut(
-        _times(outputs // groups, meta["BO"]) * _times(inputs, meta["BC"]) * groups * height * width,
-        blocks,
-        meta["BO"] * meta["BC"],
-    )
+def _weight_tiles(weight: Tensor, groups: int, meta: dict) -> int:
+    """Tiles of one tap."""
+    return _times(weight.shape[0] // groups, meta["BO"]) * _times(weight.shape[1], meta["BC"]) * groups
 
 
-def weight_scratch(weight: Tensor, groups: int, target: int, needs_gain: bool) -> Callable[[dict], Scratch]:
+def _wanted(meta: dict, programs: int) -> int:
+    """As the kernel has it."""
+    return programs // 2 if meta["BO"] * meta["BC"] > 128 * 64 else programs
+
+
+def weight_programs(weight: Tensor, groups: int, programs: int) -> Callable[[dict], int]:
+    """What a configuration sets -> programs: enough for every tap, whatever the row reaches."""
+    taps = weight.shape[2] * weight.shape[3]
+    return lambda meta: max(_wanted(meta, programs), _weight_tiles(weight, groups, meta) * taps)
+
+
+def weight_scratch(weight: Tensor, groups: int, programs: int, needs_gain: bool) -> Callable[[dict], Scratch]:
     """What a configuration sets -> the memory it takes. A row that reaches few taps is cut into the most parts."""
     taps = weight.shape[2] * weight.shape[3]
 
     def scratch(meta: dict) -> Scratch:
-        tiles = weight_cut(weight, groups, 1)(meta).tiles
+        tiles, wanted = _weight_tiles(weight, groups, meta), _wanted(meta, programs)
         lines = _times(weight.shape[1], meta["BC"]) * taps if needs_gain else 0
-        if target // (tiles // taps) < 2:
+        if wanted // tiles < 2:
             return Scratch(lines, 0, 0)
-        return Scratch(lines, target * meta["BO"] * meta["BC"], tiles)
+        return Scratch(lines, wanted * meta["BO"] * meta["BC"], tiles * taps)
 
     return scratch
