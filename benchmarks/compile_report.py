@@ -145,10 +145,14 @@ def compile_case(case: Case, chip: Chip) -> Report:
     kernel = case.tuned.kernel
     values = {**dict(zip(kernel.arg_names, case.arguments, strict=False)), **case.config.kwargs}
     signature, constants, attributes = {}, {}, {}
+    boxes = case.tuned.boxes(case.config)
     for place, parameter in enumerate(kernel.params):
         value = values[parameter.name]
         specialized = not parameter.do_not_specialize
         divisible = isinstance(value, torch.Tensor) or (specialized and isinstance(value, int) and value % 16 == 0)
+        if place in boxes:
+            signature[parameter.name] = f"tensordesc<{_TYPES[value.dtype]}{boxes[place]}>"
+            continue
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = "*" + _TYPES[value.dtype]
         elif parameter.is_constexpr or value is None or (specialized and isinstance(value, int) and value == 1):

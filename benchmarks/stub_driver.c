@@ -50,6 +50,7 @@ int cuDeviceGet(int* device, int ordinal) {
   return 0;
 }
 
+int cuTensorMapEncodeTiled(void* map, int type, unsigned rank, void* address) { return 0; }  // of twelve arguments
 int cuLaunchKernelEx(const void* configuration, void* function, void** arguments, void** extra) { return 0; }
 int cuFuncSetAttribute(void* function, int attribute, int value) { return 0; }
 int cuFuncSetCacheConfig(void* function, int configuration) { return 0; }

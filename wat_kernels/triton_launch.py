@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import json
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
@@ -18,13 +21,15 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import triton
 from torch import Tensor
-from triton.runtime.autotuner import Autotuner
+from triton.runtime.cache import get_cache_manager, triton_key
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from wat_kernels.dispatch import Call
 
 INTERPRETED = triton.knobs.runtime.interpret
 _MEASURES = not INTERPRETED
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
+_MOST_MEASURED = 6  # configurations of a problem, of all designs together
 _MOST_PLANS = 4096  # of a pass: shapes that never come back must not fill the memory
 _runtime: Any = triton.knobs.runtime
 Plan = TypeVar("Plan")
@@ -107,31 +112,23 @@ def settle_cache_keys() -> None:
             kernel.cache_key  # noqa: B018  # a property, kept from then on
 
 
-class _Tuner(Autotuner):
-    """Triton's tuner, whose results on disk are told apart by the name of the GPU, too: H100 and H200 are one target."""
-
-    def check_disk_cache(self, tuning_key: Any, configs: Any, bench_fn: Any) -> bool:
-        named = (*tuning_key, torch.cuda.get_device_name())
-        found = super().check_disk_cache(named, configs, bench_fn)
-        if named in self.cache:  # where it came from the disk
-            self.cache[tuning_key] = self.cache.pop(named)
-        return found
-
-
 class Tuned:
-    """A kernel and the configurations it may run with.
+    """A kernel and the configurations it may run with: a design, of which a pass may have several.
 
-    The first plan of a problem measures them (Triton's autotuner, which keeps what it finds on disk). A problem that is
-    first met inside a CUDA-graph capture runs with the first configuration, since nothing can be measured there. What is
-    drawn, and the amount of a noise, is no part of a problem.
+    The first plan of a problem measures them (`fastest`, which keeps what it finds on disk). What is drawn, and the amount
+    of a noise, is no part of a problem.
 
     kernel:  a @triton.jit function that takes tensors, then scale and cut of a noise, then numbers, the last ones those
              that the configurations set
-    configs: the first that suits is used where nothing can be measured; the last, of small tiles, always suits
+    configs: the first that suits is used where nothing can be measured. Of a pass's last design the last, of small tiles,
+             suits always
     problem: names of the kernel's arguments that make a problem for the tuner
     fits:    whether a configuration suits a problem, of its sizes and the kernel's arguments by name
     typical: the kernel's arguments by name -> those that are measured with something else than what this launch draws.
              A first draw that happens to leave few taps must not decide for all later ones
+    cost:    where given, only `most` configurations of small cost are measured
+    boxes:   where given, what a configuration sets -> for each tensor that the kernel takes as a descriptor its name and
+             the box. Other designs take addresses
     """
 
     def __init__(
@@ -141,57 +138,196 @@ class Tuned:
         problem: Sequence[str],
         fits: Callable[[dict], bool],
         typical: Callable[[dict], dict],
+        cost: Callable[[dict], float] | None = None,
+        boxes: Callable[[dict], dict[str, list[int]]] | None = None,
+        most: int = 4,
     ):
         self.kernel, self.configs = kernel, list(configs)
-        self._problem, self._fits, self._typical = tuple(problem), fits, typical
+        self.problem, self.typical = tuple(problem), typical
+        self._fits, self._cost, self._boxes, self._most = fits, cost, boxes, most
         _kernels.append(kernel)
-        prune = {"early_config_prune": lambda configs, arguments, **_: self._suited(arguments)}
-        self._tuner = _Tuner(kernel, kernel.arg_names, self.configs, list(problem), None, None,
-                             prune_configs_by=prune, cache_results=True)  # fmt: skip
 
     def suited(self, arguments: tuple) -> list[triton.Config]:
-        """The configurations to choose from for this launch; never empty. arguments: all that they do not set."""
-        return self._suited(self._named(arguments))
+        """The configurations to choose from for this launch, best first; without a model of `cost` never empty.
 
-    def _suited(self, named: dict) -> list[triton.Config]:
-        return [c for c in self.configs if self._fits({**named, **c.all_kwargs()})] or self.configs[-1:]
+        arguments: all that they do not set
+        """
+        suited = self.fitting(arguments)
+        if self._cost is None:
+            return suited or self.configs[-1:]
+        named, cost = self.named(arguments), self._cost
+        suited.sort(key=lambda c: cost({**named, **c.all_kwargs()}))
+        first: dict[tuple, triton.Config] = {}
+        for config in suited:  # a model cannot tell shapes of boxes apart well: the best of each of the best shapes
+            first.setdefault(tuple(config.kwargs.values())[:3], config)
+        kept = [*first.values()][: self._most - 1]
+        return kept + [config for config in suited if config not in kept][: self._most - len(kept)]
 
-    def _named(self, arguments: tuple) -> dict:
+    def fitting(self, arguments: tuple) -> list[triton.Config]:
+        """All that suit, in the order of `configs`."""
+        named = self.named(arguments)
+        return [c for c in self.configs if self._fits({**named, **c.all_kwargs()})]
+
+    def named(self, arguments: tuple) -> dict:
         return dict(zip(self.kernel.arg_names, arguments, strict=False))
+
+    def boxes(self, config: triton.Config) -> dict[int, list[int]]:
+        """The box of each tensor that is taken as a descriptor, by its place."""
+        boxes = {} if self._boxes is None else self._boxes(config.kwargs)
+        return {self.kernel.arg_names.index(name): box for name, box in boxes.items()}
 
     def plan(
         self, tensors: Sequence[Tensor | None], numbers: Sequence[Any], programs: Callable[[dict], int]
     ) -> Planned:
-        """How this problem is launched.
+        """How this problem is launched, by the only design that its pass has."""
+        return fastest([Design(self, tensors, numbers, programs)])[1]
 
-        tensors:  as the launch will get them; the first is on the device that the kernel runs on. Where the results are
-                  among them, they hold anything afterwards, and are large enough for every configuration
-        numbers:  what the kernel takes after them and the noise's two, and a configuration does not set
-        programs: what a configuration sets -> the number of programs
-        """
-        settle_cache_keys()
-        arguments = (*tensors, 0.0, 0, *numbers)
-        config = self._choose(programs, arguments)
-        tail = [config.kwargs[name] for name in self.kernel.arg_names[len(arguments) :]]
-        planned = Planned(self.kernel, config, programs(config.kwargs), (*numbers, *tail), tensors[0].device)  # type: ignore[union-attr]
-        if _pick is not None:
-            _made.append(planned)
-        return planned
 
-    def _choose(self, programs: Callable[[dict], int], arguments: tuple) -> triton.Config:
-        if _pick is not None:
-            return _pick(self.kernel.__name__, self.suited(arguments))
-        if not _MEASURES:
-            return self.configs[-1]
-        if _capturing():
-            return self.suited(arguments)[0]
-        named = self._named(arguments)
-        with _on(arguments[0].device):
-            self._tuner[lambda meta: (programs(meta),)](*{**named, **self._typical(named)}.values())
-        best = self._tuner.best_config
-        problem = tuple(named[name] for name in self._problem)
-        _chosen[self.kernel, problem, arguments[0].dtype] = Chosen(self.kernel.__name__, problem, best)
-        return best
+class Design(NamedTuple):
+    """One of the ways to launch a problem.
+
+    tensors:  as the launch will get them; the first is on the device that the kernel runs on. Where the results are
+              among them, they hold anything afterwards, and are large enough for every configuration
+    numbers:  what the kernel takes after them and the noise's two, and a configuration does not set
+    programs: what a configuration sets -> the number of programs
+    """
+
+    tuned: Tuned
+    tensors: Sequence[Tensor | None]
+    numbers: Sequence[Any]
+    programs: Callable[[dict], int]
+
+    @property
+    def arguments(self) -> tuple:
+        return (*self.tensors, 0.0, 0, *self.numbers)
+
+    def planned(self, config: triton.Config, numbers: Sequence[Any] | None = None) -> Planned:
+        numbers = self.numbers if numbers is None else numbers
+        tail = [config.kwargs[name] for name in self.tuned.kernel.arg_names[len(self.arguments) :]]
+        device = self.tensors[0].device  # type: ignore[union-attr]
+        boxes = self.tuned.boxes(config)
+        return Planned(self.tuned.kernel, config, self.programs(config.kwargs), (*numbers, *tail), device, boxes)
+
+    def typical(self, config: triton.Config) -> Callable[[], None]:
+        """A launch as it is measured."""
+        named = self.tuned.named(self.arguments)
+        values = [*{**named, **self.tuned.typical(named)}.values()]
+        tensors, numbers = values[: len(self.tensors)], values[len(self.tensors) + 2 :]
+        plan = self.planned(config, numbers)
+        return lambda: plan(tensors, (0.0, 0))
+
+
+def fastest(designs: Sequence[Design]) -> tuple[Design, Planned]:
+    """The design, and how it is launched, that is the fastest for this problem: each configuration that suits is measured.
+
+    The answer is kept on disk. Where WAT_TRITON_TUNE is 0, the first configuration runs, which a model finds best; so does
+    a problem that is first met inside a CUDA-graph capture, since nothing can be measured there.
+    """
+    settle_cache_keys()
+    choices = [(design, config) for design in designs for config in design.tuned.suited(design.arguments)]
+    last = designs[-1]
+    if _pick is not None:
+        config = _pick(last.tuned.kernel.__name__, [config for _, config in choices])
+        design = next(design for design, one in choices if one is config)
+    elif not _MEASURES:
+        design, config = last, last.tuned.configs[-1]
+    elif _capturing() or len(choices) == 1 or os.environ.get("WAT_TRITON_TUNE") == "0":
+        design, config = choices[0]
+    else:
+        choices = choices[:_MOST_MEASURED]
+        design, config = choices[_measured_best(choices)]
+        named = last.tuned.named(last.arguments)
+        problem = tuple(named[name] for name in last.tuned.problem)
+        kernel = design.tuned.kernel.__name__
+        _chosen[last.tuned.kernel, problem, last.tensors[0].dtype] = Chosen(kernel, problem, config)  # type: ignore[union-attr]
+    plan = design.planned(config)
+    if _pick is not None:
+        _made.append(plan)
+    return design, plan
+
+
+def _measured_best(choices: Sequence[tuple[Design, triton.Config]]) -> int:
+    """The place of the fastest one, from the disk where this machine's kind of GPU has measured the same before."""
+    last = choices[-1][0]
+    named = last.tuned.named(last.arguments)
+    first = last.tensors[0]
+    assert first is not None
+    wide = [one.dtype for one in last.tensors if one is not None]
+    parts = (
+        triton_key(), _gpu_name(first.device), [(d.tuned.kernel.cache_key, str(config)) for d, config in choices],
+        [named[name] for name in last.tuned.problem], wide,
+    )  # fmt: skip
+    store = get_cache_manager(hashlib.sha256(repr(parts).encode()).hexdigest())
+    kept = f"{last.tuned.kernel.__name__}.fastest.json"
+    if path := store.get_file(kept):
+        with contextlib.suppress(OSError, ValueError, KeyError), open(path) as file:
+            place = json.load(file)["place"]
+            if place < len(choices):
+                return place
+    with _on(first.device):
+        times = [_bench(design.typical(config)) for design, config in choices]
+    place = min(range(len(times)), key=times.__getitem__)
+    store.put(json.dumps({"place": place, "times": times}), kept, binary=False)
+    return place
+
+
+def _bench(call: Callable[[], None]) -> float:
+    """Milliseconds of a launch; infinite where it does not compile or needs more than the chip has."""
+    from triton.runtime.errors import TritonError
+
+    try:
+        return float(triton.testing.do_bench(call, warmup=5, rep=30, return_mode="median"))
+    except (TritonError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return float("inf")
+
+
+def _gpu_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@cache
+def moves_boxes(device: torch.device) -> bool:
+    """Whether this device has a unit that moves boxes of a tensor, and memory for tiles that are worth it: NVIDIA's
+    compute capabilities 9 to 11. Those of 12 have the unit, and less than half of the shared memory."""
+    if INTERPRETED:
+        return True
+    with _on(device):
+        return torch.version.hip is None and 90 <= triton.runtime.driver.active.get_current_target().arch < 120
+
+
+def has_boxes(tensor: Tensor, dims: Sequence[int]) -> bool:
+    """Whether boxes of these axes, the last with adjacent elements, can be moved: strides of whole 16 bytes."""
+    unit = 16 // tensor.element_size()
+    *outer, inner = dims
+    return tensor.stride(inner) == 1 and all(
+        tensor.shape[dim] == 1 or (tensor.stride(dim) > 0 and tensor.stride(dim) % unit == 0) for dim in outer
+    )
+
+
+class _Described:
+    """A tensor as Triton's launcher makes a tensor map of it: what TensorDescriptor is, without its checks at each call."""
+
+    __slots__ = ("base", "padding", "round_f32_to_tf32", "shape", "strides")
+
+    def __init__(self, base: Tensor, shape: list[int], strides: list[int]):
+        self.base, self.shape, self.strides = base, shape, strides
+        self.padding, self.round_f32_to_tf32 = "zero", False
+
+
+def _layout(tensor: Tensor, box: list[int]) -> tuple[list[int], list[int]]:
+    """Sizes and strides of a descriptor: of images (N, H, W, C) for boxes of four axes, of a weight (O, taps * I) for two."""
+    if len(box) == 2:
+        return [tensor.shape[0], tensor[0].numel()], [max(tensor.stride(0), tensor[0].numel()), 1]
+    tensor = tensor if tensor.ndim == 4 else tensor.unsqueeze(2)  # a sequence is an image of height 1
+    unit = 16 // tensor.element_size()
+    (n, c, h, w), (stride_n, _, stride_h, stride_w) = tensor.shape, tensor.stride()
+    strides = [
+        s if size > 1 else -(-c // unit) * unit
+        for size, s in zip((n, h, w), (stride_n, stride_h, stride_w), strict=True)
+    ]
+    return [n, h, w, c], [*strides, 1]
 
 
 class Planned:
@@ -201,11 +337,20 @@ class Planned:
     compiled:     what Triton made of it at the last launch that passed through Triton, None before and where it interprets
     """
 
-    def __init__(self, kernel: Any, config: triton.Config, programs: int, numbers: tuple, device: torch.device):
+    def __init__(
+        self,
+        kernel: Any,
+        config: triton.Config,
+        programs: int,
+        numbers: tuple,
+        device: torch.device,
+        boxes: dict[int, list[int]],
+    ):
         self.name, self.config = kernel.__name__, config
         self.compiled: Any = None
         self._kernel, self._programs, self._numbers, self._device = kernel, programs, numbers, device
-        self._index = device.index or 0
+        self._index, self._boxes = device.index or 0, boxes
+        self._layouts: dict[int, tuple[list[int], list[int]]] = {}
         options = {name: value for name, value in config.all_kwargs().items() if name not in config.kwargs}
         self._options = {} if INTERPRETED else options
         self._launch: Callable[..., None] | None = None
@@ -217,7 +362,7 @@ class Planned:
         launch = self._launch
         if launch is None or _hooked():
             return self._through_triton(tensors, amounts)
-        addresses: list[int | None] = []
+        addresses: list[Any] = []
         together = 0
         for tensor in tensors:
             if tensor is None:
@@ -228,6 +373,8 @@ class Planned:
                 addresses.append(address)
         if together & 15:
             return self._through_triton(tensors, amounts)
+        for place, (shape, strides) in self._layouts.items():
+            addresses[place] = _Described(tensors[place], shape, strides)  # type: ignore[arg-type]
         driver = triton.runtime.driver.active
         if driver.get_current_device() != self._index:
             with _on(self._device):
@@ -239,6 +386,8 @@ class Planned:
     def _through_triton(self, tensors: Sequence[Tensor | None], amounts: tuple[float, int]) -> None:
         """As Triton launches kernels: it looks at every argument, compiles and loads where it must."""
         aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors)
+        if self._boxes:
+            tensors = self._described(tensors)
         with _on(self._device), _loading_in_a_capture():
             compiled = self._kernel[(self._programs,)](*tensors, *amounts, *self._numbers, **self._options)
         self.compiled = compiled
@@ -246,6 +395,19 @@ class Planned:
         # of the storages, which a plan does not know.
         if aligned and not INTERPRETED and torch.version.hip is None:
             self._launch, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    def _described(self, tensors: Sequence[Tensor | None]) -> list[Any]:
+        """Those that have boxes as descriptors. One whose first element does not lie at a multiple of 16 bytes is copied."""
+        found: list[Any] = list(tensors)
+        for place, box in self._boxes.items():
+            tensor = found[place]
+            self._layouts[place] = shape, strides = _layout(tensor, box)
+            if tensor.data_ptr() % 16:
+                tensor = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device
+                ).copy_(tensor)
+            found[place] = TensorDescriptor(tensor, shape, strides, box)
+        return found
 
 
 def _hooked() -> bool:

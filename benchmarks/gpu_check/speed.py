@@ -41,7 +41,9 @@ def steps(place: Place) -> Sequence[Step]:
     conv, depthwise, dense = ((_TINY[:1], _TINY[1:2], _TINY[2:]) if place.rehearsal
                               else (CONVOLUTIONS, DEPTHWISE, LINEAR))  # fmt: skip
     found = [Step("L2 to multiprocessors", lambda: _from_l2(place), 20)]
-    drawn = ("identity",) if place.rehearsal else ("translate",)  # a draw of many is not worth interpreting each
+    drawn = (
+        ("identity",) if place.rehearsal else ("translate", "identity")
+    )  # a draw of many is not worth interpreting each
     kinds = (
         ("convolution", conv, lambda shape: partial(convolution, shape, drawn), ("triton",)),
         ("linear", dense, lambda shape: partial(linear.contenders, shape), ("cuda", "triton")),

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import triton
 
 from tests.triton.check_conv import TRANSLATIONS, results
 from tests.triton.device import DEVICE
@@ -11,36 +12,31 @@ from wat_kernels.ops.linear import triton as linear
 
 
 @pytest.fixture(params=["narrow first, wide wins", "wide first, narrow wins"])
-def measured(request, monkeypatch):
-    """Launches go through the tuner, in the interpreter too. Returns what it ran, as (kernel, configuration)."""
+def measured(request, monkeypatch, tmp_path):
+    """Launches go through the tuner, in the interpreter too. Returns what it ran."""
     ran = []
     monkeypatch.setattr(triton_launch, "_MEASURES", True)
     triton_launch.forget_plans()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     for op in (conv2d, linear):
         monkeypatch.setattr(op, "refusal", lambda call: "")  # of tensors on the CPU
-    for tuned in (
-        t for op in (conv2d, linear) for kind in (op.FORWARD, op.BWD_DATA, op.BWD_WEIGHT) for t in kind.values()
-    ):
-        tuner, kernel = tuned._tuner, tuned.kernel
-        monkeypatch.setattr(tuner, "cache", {})
-        monkeypatch.setattr(tuner, "cache_results", False)
+    suited = triton_launch.Tuned.suited
 
-        def in_order(arguments, tuned=tuned):
-            suited = tuned._suited(arguments)
-            suited.sort(key=lambda config: sum(config.kwargs.values()), reverse=request.param.startswith("wide"))
-            return suited
+    def in_order(tuned, arguments):
+        found = suited(tuned, arguments)
+        found.sort(key=lambda config: sum(config.kwargs.values()), reverse=request.param.startswith("wide"))
+        return found
 
-        def bench(call, quantiles, kernel=kernel):
-            call()
-            ran.append(kernel)
-            return [1.0 / len(ran)] * 3  # whoever is measured last wins
+    def bench(call):
+        call()
+        ran.append(call)
+        return 1.0 / len(ran)  # whoever is measured last wins
 
-        monkeypatch.setattr(
-            tuner, "early_config_prune", lambda configs, arguments, in_order=in_order, **_: in_order(arguments)
-        )
-        monkeypatch.setattr(tuner, "_do_bench", bench)
-        monkeypatch.setitem(tuner.__dict__, "do_bench", bench)
+    monkeypatch.setattr(triton_launch.Tuned, "suited", in_order)
+    monkeypatch.setattr(triton_launch, "_bench", bench)
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    if DEVICE == "cpu":  # what is interpreted has no key
+        monkeypatch.setattr(triton.runtime.interpreter.InterpretedFunction, "cache_key", "", raising=False)
     yield ran
     triton_launch.forget_plans()
 

@@ -15,7 +15,7 @@ from wat_kernels.ops.conv import triton as conv2d
 from wat_kernels.ops.linear import triton as linear
 from wat_kernels.triton_launch import Tuned, configs_of, noise_numbers
 
-X = torch.zeros(1)
+X, TYPICAL = torch.zeros(1), torch.ones(1)
 
 
 @triton.jit
@@ -24,13 +24,13 @@ def _kernel(x, drawn, scale, cut, size, BM: tl.constexpr):
 
 
 class Recorder:
-    """Stands where a kernel or a tuner stands, and notes its launches: (programs, arguments, options)."""
+    """Stands where a kernel stands, and notes its launches: (programs, arguments, options)."""
 
     arg_names = _kernel.arg_names
-    __name__ = "kernel"
+    __name__ = cache_key = "kernel"
 
-    def __init__(self, best=None, compiled=None):
-        self.launches, self.best_config, self.compiled = [], best, compiled
+    def __init__(self, compiled=None):
+        self.launches, self.compiled = [], compiled
 
     def __getitem__(self, grid):
         def launch(*arguments, **options):
@@ -58,10 +58,24 @@ class Driver:
 
 
 @pytest.fixture
-def tuned(monkeypatch):
+def measured(monkeypatch, tmp_path):
+    """What was launched to be measured. The last one is the fastest."""
+    found = []
+
+    def bench(call):
+        found.append(call())
+        return 1.0 / len(found)
+
+    monkeypatch.setattr(triton_launch, "_bench", bench)
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    return found
+
+
+@pytest.fixture
+def tuned(monkeypatch, measured):
     tuned = Tuned(_kernel, configs_of(("BM",), [(128, 8, 3), (64, 4, 2)]), ["size"], lambda a: a["BM"] <= a["size"],
-                  typical=lambda a: {"drawn": "typical"})  # fmt: skip
-    tuned.kernel, tuned._tuner = Recorder(compiled=Compiled()), Recorder(tuned.configs[1])
+                  typical=lambda a: {"drawn": TYPICAL})  # fmt: skip
+    tuned.kernel = Recorder(compiled=Compiled())
     monkeypatch.setattr(triton_launch, "_capturing", lambda: False)
     monkeypatch.setattr(triton_launch.triton.runtime.driver, "_active", Driver())
     return tuned
@@ -71,16 +85,24 @@ def plan(tuned, size=200):
     return tuned.plan((X, X), (size,), lambda meta: -(-size // meta["BM"]))
 
 
+def ready(tuned):
+    """A plan after whatever was measured."""
+    found = plan(tuned)
+    tuned.kernel.launches.clear()
+    return found
+
+
 def test_a_plan_measures_with_something_typical_and_has_the_fastest_configuration(tuned):
     found = plan(tuned)
-    ((_, arguments, _),) = tuned._tuner.launches
-    assert arguments == (X, "typical", 0.0, 0, 200)
+    assert [arguments for _, arguments, _ in tuned.kernel.launches] == [
+        (X, TYPICAL, 0.0, 0, 200, tile) for tile in (128, 64)
+    ]
     assert found.config.kwargs == {"BM": 64}
     assert triton_launch.chosen()[-1] == ("kernel", (200,), tuned.configs[1])
 
 
 def test_the_first_launch_passes_through_triton_and_later_ones_hand_over_addresses(tuned):
-    launch, x = plan(tuned), torch.ones(4)
+    launch, x = ready(tuned), torch.ones(4)
     for scale in (0.25, 0.5, 0.75):
         launch((x, None), (scale, 7))
     assert tuned.kernel.launches == [
@@ -91,7 +113,7 @@ def test_the_first_launch_passes_through_triton_and_later_ones_hand_over_address
 
 
 def test_an_address_that_is_no_multiple_of_16_is_triton_s_to_compile_for(tuned):
-    launch, x = plan(tuned), torch.ones(8)
+    launch, x = ready(tuned), torch.ones(8)
     launch((x[1:], x), (0.5, 7))
     launch((x, x), (0.5, 7))
     assert (len(tuned.kernel.launches), len(tuned.kernel.compiled.launches)) == (2, 0)  # neither could be reused
@@ -101,7 +123,7 @@ def test_an_address_that_is_no_multiple_of_16_is_triton_s_to_compile_for(tuned):
 
 
 def test_who_watches_launches_sees_each(tuned, monkeypatch):
-    launch = plan(tuned)
+    launch = ready(tuned)
     launch((X, X), (0.5, 7))
     monkeypatch.setattr(triton.knobs.runtime, "launch_enter_hook", lambda metadata: None)
     launch((X, X), (0.5, 7))
@@ -118,7 +140,7 @@ def test_another_device_is_made_the_current_one(tuned, monkeypatch):
         yield
         current[0] = 0
 
-    launch = plan(tuned)
+    launch = ready(tuned)
     launch((X, X), (0.5, 7))
     launch._index, launch._device = 1, torch.device("cuda:1")
     monkeypatch.setattr(Driver, "get_current_device", staticmethod(lambda: current[0]))
@@ -128,15 +150,15 @@ def test_another_device_is_made_the_current_one(tuned, monkeypatch):
 
 
 @pytest.mark.parametrize(("size", "tile"), [(200, 128), (100, 64), (10, 64)])
-def test_nothing_is_measured_during_a_capture(tuned, monkeypatch, size, tile):
+def test_nothing_is_measured_during_a_capture(tuned, measured, monkeypatch, size, tile):
     """The first configuration that suits runs, the last where none does; the plan is not kept, so that a later one measures."""
     monkeypatch.setattr(triton_launch, "_capturing", lambda: True)
     kept = triton_launch.plans()
     found = triton_launch.keep(kept, size, plan(tuned, size))
-    assert found.config.kwargs["BM"] == tile and not tuned._tuner.launches and not kept
+    assert found.config.kwargs["BM"] == tile and not measured and not kept
     monkeypatch.setattr(triton_launch, "_capturing", lambda: False)
     found = triton_launch.keep(kept, size, plan(tuned, size))
-    assert len(tuned._tuner.launches) == 1 and kept == {size: found}
+    assert len(measured) == (2 if size == 200 else 0) and kept == {size: found}
 
 
 def test_plans_do_not_fill_the_memory(monkeypatch):
@@ -147,7 +169,7 @@ def test_plans_do_not_fill_the_memory(monkeypatch):
     assert list(kept) == [3, 4]
 
 
-def test_within_choosing_nothing_is_measured(tuned):
+def test_within_choosing_nothing_is_measured(tuned, measured):
     kept = triton_launch.plans()
     triton_launch.keep(kept, "problem", "plan")
     asked = []
@@ -159,28 +181,37 @@ def test_within_choosing_nothing_is_measured(tuned):
     with triton_launch.choosing(pick):
         assert not kept  # made anew
         assert plan(tuned).config.kwargs["BM"] == 128
-    assert asked == [("kernel", [128, 64])] and not tuned._tuner.launches
+    assert asked == [("kernel", [128, 64])] and not measured
     assert plan(tuned).config.kwargs["BM"] == 64
 
 
-def test_results_on_disk_are_of_one_model_of_gpu(tuned, monkeypatch, tmp_path):
+def test_results_on_disk_are_of_one_model_of_gpu(tuned, measured, monkeypatch):
     """H100 and H200 are the same to the compiler, and not as fast."""
-    from triton.runtime.autotuner import Autotuner
+    for name, times in (("NVIDIA H100", 2), ("NVIDIA H100", 2), ("NVIDIA H200", 4)):
+        monkeypatch.setattr(triton_launch, "_gpu_name", lambda device, name=name: name)
+        assert plan(tuned).config.kwargs["BM"] == 64
+        assert len(measured) == times
 
-    tuner = Tuned(_kernel, tuned.configs, ["size"], lambda a: True, lambda a: {})._tuner
-    seen = []
 
-    def on_disk(self, key, configs, bench):
-        seen.append(key)
-        self.cache[key] = "config"
-        return True
+def test_what_is_on_disk_and_cannot_be_read_is_measured_again(tuned, measured, tmp_path):
+    plan(tuned)
+    (kept,) = tmp_path.rglob("*fastest.json")
+    for text in ("{", '{"place": 9}', '{"times": []}'):
+        kept.write_text(text)
+        assert plan(tuned).config.kwargs["BM"] == 64
+    assert len(measured) == 8
 
-    monkeypatch.setattr(Autotuner, "check_disk_cache", on_disk)
-    for name in ("NVIDIA H100", "NVIDIA H200"):
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
-        assert tuner.check_disk_cache((200, "torch.float32"), tuner.configs, None)
-        assert tuner.cache == {(200, "torch.float32"): "config"}
-    assert seen == [(200, "torch.float32", "NVIDIA H100"), (200, "torch.float32", "NVIDIA H200")]
+
+def test_designs_compete_and_at_most_six_configurations_are_measured(tuned, measured):
+    """Those of a design with a model of cost in its order; what does not compile loses."""
+    other = Tuned(_kernel, configs_of(("BM",), [(tile, 4, 2) for tile in (256, 8, 32, 16, 4)]), ["size"], lambda a: True,
+                  lambda a: {}, cost=lambda a: a["BM"])  # fmt: skip
+    other.kernel = Recorder(compiled=Compiled())
+    made = [triton_launch.Design(one, (X, X), (200,), lambda meta: 1) for one in (other, tuned)]
+    design, found = triton_launch.fastest(made)
+    assert design.tuned is tuned and found.config.kwargs["BM"] == 64
+    assert [arguments[-1] for _, arguments, _ in other.kernel.launches] == [4, 8, 16, 32]
+    assert [arguments[-1] for _, arguments, _ in tuned.kernel.launches] == [128, 64]
 
 
 def test_noise_numbers():

@@ -331,6 +331,7 @@ def test_tables_and_grids_go_where_the_weight_goes(monkeypatch):
     """Before a forward asks for them: a compiled graph that had to move them would be compiled a second time."""
     moved = RandomAffine(0, translate=(0.5, 0.5))
     for layer in (watnn.WATConv2d(2, 2, 3, transform=WAT()), watnn.WATLinear(4, 4, transform=moved)):
+        layer.cpu()  # wherever new parameters are put
         asked = []
         for cls in (TapTable, MatrixGrid):
             monkeypatch.setattr(cls, "on", recorded(cls.on, asked))

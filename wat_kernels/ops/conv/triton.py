@@ -17,21 +17,23 @@ from wat_kernels.ops.conv import triton_transposed
 from wat_kernels.ops.conv.geometry import Convolution, memory_format, new
 from wat_kernels.qualified import qualified
 from wat_kernels.signature import Draw, Gradients, gain_gradient, gain_kind, gradients
-from wat_kernels.tap_table import identity_line
 from wat_kernels.torch_library import implement_shadow_op
 
 try:
+    from wat_kernels.ops.conv import triton_boxes
     from wat_kernels.ops.conv.triton_bwd_weight import conv2d_bwd_weight_kernel
-    from wat_kernels.ops.conv.triton_configs import IMAGE_CONFIGS, WEIGHT_CONFIGS
+    from wat_kernels.ops.conv.triton_configs import IMAGE_CONFIGS, WEIGHT_CONFIGS, all_taps
     from wat_kernels.ops.conv.triton_kernels import conv2d_bwd_data_kernel, conv2d_fwd_kernel
     from wat_kernels.ops.conv.triton_row import MAX_TAPS
     from wat_kernels.triton_launch import (
         INTERPRETED,
         Cut,
+        Design,
         Planned,
         Tuned,
         WeightPlan,
         dense,
+        fastest,
         fp32_precision,
         is_wide,
         keep,
@@ -96,24 +98,17 @@ def _weight_fits(a: dict) -> bool:
     return a["BO"] <= max(64, 2 * a["out_channels"]) and a["BI"] <= max(32, 2 * a["in_channels"])
 
 
-def _all_taps(a: dict) -> dict:
-    """The identity in the place of a kernel's table: what tuning measures with, whatever this launch draws."""
-    taps = "taps" if "taps" in a else "taps_t"
-    line = identity_line(a["TAPS"], a["WIDTH"])
-    return {"thresholds": torch.full((1,), 2**32, device=a[taps].device), taps: line.to(a[taps].device), "rows": 1}
-
-
 if not _MISSING:
     FORWARD = {
-        b: Tuned(conv2d_fwd_kernel, c, _PROBLEM, _image_fits("out_channels"), _all_taps)
+        b: Tuned(conv2d_fwd_kernel, c, _PROBLEM, _image_fits("out_channels"), all_taps)
         for b, c in IMAGE_CONFIGS.items()
     }
     BWD_DATA = {
-        b: Tuned(conv2d_bwd_data_kernel, c, _PROBLEM, _image_fits("in_channels"), _all_taps)
+        b: Tuned(conv2d_bwd_data_kernel, c, _PROBLEM, _image_fits("in_channels"), all_taps)
         for b, c in IMAGE_CONFIGS.items()
     }
     BWD_WEIGHT = {
-        b: Tuned(conv2d_bwd_weight_kernel, c, _PROBLEM, _weight_fits, _all_taps) for b, c in WEIGHT_CONFIGS.items()
+        b: Tuned(conv2d_bwd_weight_kernel, c, _PROBLEM, _weight_fits, all_taps) for b, c in WEIGHT_CONFIGS.items()
     }
     _FORWARD_PLANS, _BACKWARD_PLANS, _DATA_PLANS = plans(), plans(), plans()
 
@@ -150,6 +145,32 @@ def bwd_weight_numbers(
         *_sizes(x, weight, draw, layout), *x.shape[2:], *dy.shape[2:], *dy.stride(), *x.stride(), *_weight_strides(weight),
         *written, *_steps(layout), programs, *_tap_numbers(weight, draw.table.taps_t)[:4], dweight is not None,
         dgain is not None, *_kinds(gain, weight, draw), is_wide(dy, x, weight), _precision(x),
+    )  # fmt: skip
+
+
+def box_numbers(
+    x: Tensor, weight: Tensor, bias: Tensor | None, gain: Tensor | None, out: Tensor, draw: Draw, layout: Convolution,
+    backward: bool,
+) -> tuple:  # fmt: skip
+    """The same for `conv2d_gather_box_kernel`. x: or dx; out: y, or dx"""
+    return (
+        *_sizes(x, weight, draw, layout), *out.shape[2:], *_steps(layout)[2:], backward,
+        *_tap_numbers(weight, draw.table.taps), bias is not None, *_kinds(gain, weight, draw), is_wide(weight),
+        _precision(x),
+    )  # fmt: skip
+
+
+def box_weight_numbers(
+    dy: Tensor, x: Tensor, weight: Tensor, gain: Tensor | None, dweight: Tensor | None, dgain: Tensor | None, draw: Draw,
+    layout: Convolution, programs: int,
+) -> tuple:  # fmt: skip
+    """The same for `conv2d_bwd_weight_box_kernel`."""
+    rows, _, images, groups, in_channels, out_channels = _sizes(x, weight, draw, layout)
+    written = _weight_strides(weight if dweight is None else dweight)
+    return (
+        rows, images, groups, in_channels, out_channels, *dy.shape[2:], *_weight_strides(weight), *written,
+        *_steps(layout)[2:], programs, *_tap_numbers(weight, draw.table.taps_t)[:4], dweight is not None,
+        dgain is not None, *_kinds(gain, weight, draw), is_wide(weight), _precision(x),
     )  # fmt: skip
 
 
@@ -266,7 +287,11 @@ def _plan_forward(
 
     tensors = (x, weight, bias, gain, y, draw.key, draw.table.thresholds, draw.table.taps)
     numbers = forward_numbers(x, weight, bias, gain, y, draw, layout)
-    return _ForwardPlan(y.shape, y.stride(), *formats, FORWARD[x.element_size()].plan(tensors, numbers, programs))
+    designs = [Design(FORWARD[x.element_size()], tensors, numbers, programs)]
+    if triton_boxes.takes(x, y, weight, draw, layout) and triton_boxes.has_rows(weight):
+        sizes = box_numbers(x, weight, bias, gain, y, draw, layout, False)
+        designs.insert(0, triton_boxes.gather_design(x, weight, y, bias, gain, draw, sizes, False))
+    return _ForwardPlan(y.shape, y.stride(), *formats, fastest(designs)[1])
 
 
 class _BackwardPlan(NamedTuple):
@@ -278,6 +303,7 @@ class _BackwardPlan(NamedTuple):
     x_format: torch.memory_format | None
     weight_format: torch.memory_format | None  # of the data gradient
     data: Planned | None
+    data_boxes: bool  # whether `data` moves boxes: that kernel is the forward's, too, and takes a bias
     weight: WeightPlan | None
 
 
@@ -303,7 +329,9 @@ def backward(
         dy = _in(plan.dy_format, dy)
     dx = x.new_empty_strided(x.shape, plan.dx_strides) if needs_x else None
     if plan.data is not None:
-        plan.data((dy, _in(plan.weight_format, weight), dense_gain, dx, key, thresholds, taps), amounts)
+        bias = (None,) if plan.data_boxes else ()
+        read = _in(plan.weight_format, weight)
+        plan.data((dy, read, *bias, dense_gain, dx, key, thresholds, taps), amounts)
     dweight = weight.new_empty_strided(weight.shape, plan.dweight_strides) if needs_weight else None
     dgain = None
     if plan.weight is not None:
@@ -330,16 +358,18 @@ def _plan_backward(
         return plan._replace(dx_strides=dx.stride(), dweight_strides=dweight.stride())
     dy_format, x_format = _image_format(dy), _image_format(x)
     weight_format = _weight_format(weight, dy.shape[0] * dy.shape[2] * dy.shape[3])
-    dy, data, weight_plan = _in(dy_format, dy), None, None
+    dy, data, boxes, weight_plan = _in(dy_format, dy), None, False, None
     if needs_x and dx.numel():
-        data = _plan_data(dy, _in(weight_format, weight), gain, dx, draw, layout)
+        data, boxes = _plan_data(dy, _in(weight_format, weight), gain, dx, draw, layout)
     if (needs_weight or needs_gain) and weight.numel():
         written = dweight if needs_weight else None
         weight_plan = _plan_weight(dy, _in(x_format, x), weight, gain, written, needs_gain, draw, layout)
-    return _BackwardPlan(dx.stride(), dweight.stride(), dy_format, x_format, weight_format, data, weight_plan)
+    return _BackwardPlan(dx.stride(), dweight.stride(), dy_format, x_format, weight_format, data, boxes, weight_plan)
 
 
-def _plan_data(dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw: Draw, layout: Convolution) -> Planned:
+def _plan_data(
+    dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw: Draw, layout: Convolution
+) -> tuple[Planned, bool]:
     (stride_h, stride_w), groups = layout.stride, layout.groups
     pixels = dx.shape[0] // draw.shadows * -(-dx.shape[2] // stride_h) * -(-dx.shape[3] // stride_w)
 
@@ -348,7 +378,13 @@ def _plan_data(dy: Tensor, weight: Tensor, gain: Tensor | None, dx: Tensor, draw
         return groups * stride_h * stride_w * tiles
 
     tensors = (dy, weight, gain, dx, draw.key, draw.table.thresholds, draw.table.taps)
-    return BWD_DATA[dy.element_size()].plan(tensors, bwd_data_numbers(dy, weight, gain, dx, draw, layout), programs)
+    numbers = bwd_data_numbers(dy, weight, gain, dx, draw, layout)
+    designs = [Design(BWD_DATA[dy.element_size()], tensors, numbers, programs)]
+    if triton_boxes.takes(dx, dy, weight, draw, layout) and triton_boxes.has_rows(weight):
+        sizes = box_numbers(dx, weight, None, gain, dx, draw, layout, True)
+        designs.insert(0, triton_boxes.gather_design(dy, weight, dx, None, gain, draw, sizes, True))
+    design, launch = fastest(designs)
+    return launch, design.tuned is triton_boxes.BACKWARD_GATHER
 
 
 class _DataPlan(NamedTuple):
@@ -357,6 +393,7 @@ class _DataPlan(NamedTuple):
     dy_format: torch.memory_format | None
     weight_format: torch.memory_format | None
     launch: Planned
+    boxes: bool  # as `_BackwardPlan.data_boxes`
 
 
 def _data_gradient(
@@ -372,7 +409,8 @@ def _data_gradient(
     if plan is None:
         plan = keep(_DATA_PLANS, problem, _plan_data_alone(dy, dx, weight, gain, draw, layout))
     dy, weight = _in(plan.dy_format, dy), _in(plan.weight_format, weight)
-    tensors = (dy, weight, gain, dx, draw.key, draw.table.thresholds, draw.table.taps)
+    bias = (None,) if plan.boxes else ()
+    tensors = (dy, weight, *bias, gain, dx, draw.key, draw.table.thresholds, draw.table.taps)
     plan.launch(tensors, noise_numbers(draw.noise, draw.amount))
 
 
@@ -383,7 +421,7 @@ def _plan_data_alone(
         dy, dx, weight = (t.unsqueeze(2) for t in (dy, dx, weight))
         layout = layout.of_images()
     formats = _image_format(dy), _weight_format(weight, dy.shape[0] * dy.shape[2] * dy.shape[3])
-    return _DataPlan(*formats, _plan_data(_in(formats[0], dy), _in(formats[1], weight), gain, dx, draw, layout))
+    return _DataPlan(*formats, *_plan_data(_in(formats[0], dy), _in(formats[1], weight), gain, dx, draw, layout))
 
 
 def _plan_weight(
@@ -407,10 +445,20 @@ def _plan_weight(
     def scratch_of(meta):
         return cut(meta).scratch(-(-weight.shape[1] // meta["BI"]) * taps if needs_gain else 0, target)
 
-    scratch = most_scratch([scratch_of(config.kwargs) for config in tuned.configs]).new(x, len(weight))
-    tensors = (dy, x, weight, gain, dweight, *scratch, draw.key, draw.table.thresholds, draw.table.taps_t)
-    numbers = bwd_weight_numbers(dy, x, weight, gain, dweight, scratch[0], draw, layout, target)
-    launch = tuned.plan(tensors, numbers, programs)
+    box_scratch = triton_boxes.weight_scratch(weight, layout.groups, target, needs_gain)
+
+    def design(tuned, scratch_of, numbers_of, programs):
+        scratch = most_scratch([scratch_of(config.kwargs) for config in tuned.configs]).new(x, len(weight))
+        tensors = (dy, x, weight, gain, dweight, *scratch, draw.key, draw.table.thresholds, draw.table.taps_t)
+        numbers = numbers_of(dy, x, weight, gain, dweight, scratch[0], draw, layout, target)
+        return Design(tuned, tensors, numbers, programs)
+
+    designs = [design(tuned, scratch_of, bwd_weight_numbers, programs)]
+    if draw.shadows == 1 and triton_boxes.takes(x, dy, weight, draw, layout):
+        box_programs = triton_boxes.weight_programs(weight, layout.groups, target)
+        designs.insert(0, design(triton_boxes.WEIGHT, box_scratch, box_weight_numbers, box_programs))
+    chosen, launch = fastest(designs)
+    scratch_of = box_scratch if chosen.tuned is triton_boxes.WEIGHT else scratch_of
     return WeightPlan(launch, scratch_of(launch.config.kwargs), weight_format)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from wat_kernels.tap_table import identity_line
 from wat_kernels.triton_launch import configs_of
 
 _IMAGE = ("BM", "BN", "BK", "GROUP_M")
@@ -34,3 +37,10 @@ WEIGHT_CONFIGS = {
     2: configs_of(_WEIGHT, [(64, 64, 64, 8, 3), (128, 64, 32, 8, 4), (64, 64, 32, 4, 4), (64, 32, 32, 8, 4)]),
     4: configs_of(_WEIGHT, [(64, 64, 32, 8, 4), (64, 64, 16, 8, 3), (32, 32, 32, 4, 4)]),
 }
+
+
+def all_taps(a: dict) -> dict:
+    """The identity in the place of a kernel's table: what tuning measures with, whatever this launch draws."""
+    taps = "taps" if "taps" in a else "taps_t"
+    line = identity_line(a["TAPS"], a["WIDTH"])
+    return {"thresholds": torch.full((1,), 2**32, device=a[taps].device), taps: line.to(a[taps].device), "rows": 1}
