@@ -67,7 +67,7 @@ def span_of(size, flip, shift, GRID: tl.constexpr):
 
 @triton.jit
 def shadow_tile(
-    weight, row, column, first_column, inside, out, into, w_o, w_i, key, shadow, in_features, scale, cut,
+    weight, row, column, first_column, inside, out, w_o, w_i, key, shadow, in_features, scale, cut,
     NOISE: tl.constexpr, PACKED: tl.constexpr, INDEX: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """A tile of SW. row, column: lines of PW, (BO,) and (BI,); out: lines of SW, first_column: of the tile in SW."""
@@ -79,6 +79,44 @@ def shadow_tile(
         factor = noise_factor(key, shadow, element, first_column, scale, cut, NOISE, PACKED, COLUMNS)
         tile = (tile.to(tl.float32) * factor).to(weight.dtype.element_ty)
     return tile
+
+
+@triton.jit
+def _sum_over_rows_of_sw(
+    rows, weight, gain, line, inside_m, first, last, size, flip, shift, own, own_source, inside_n, first_own, rows_r,
+    rows_c, w_o, w_i, key, shadow, in_features, scale, cut,
+    BACKWARD: tl.constexpr, GRID: tl.constexpr, GAIN: tl.constexpr, NOISE: tl.constexpr, PACKED: tl.constexpr,
+    INDEX: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """The main loop of forward and data gradient: rows of x or of dy times SW^T or SW. Returns (BM, BN) fp32.
+
+    first, last, size, flip, shift: of the axis of SW that is summed over, input features or, where BACKWARD, outputs
+    own:   (BN,) lines of SW's other axis, own_source: where in PW they come from; first_own: the first of them
+    """
+    accumulator = tl.zeros((BM, BN), tl.float32)
+    for block in range(first // BK, tl.cdiv(last, BK)):
+        summed = block * BK + tl.arange(0, BK)
+        source, inside_k = source_of(summed, size, flip, shift, GRID)
+        left = tl.load(
+            rows + (line * rows_r)[:, None] + (summed.to(INDEX) * rows_c)[None, :],
+            mask=inside_m[:, None] & (summed < size)[None, :],
+            other=0.0,
+        )  # (BM, BK)
+        if BACKWARD:
+            if GAIN == 2:  # the gain stands on the features that are summed over
+                factor = tl.load(gain + summed, mask=inside_k, other=0.0).to(tl.float32)
+                left = (left.to(tl.float32) * factor[None, :]).to(left.dtype)
+            tile = shadow_tile(
+                weight, source, own_source, first_own, inside_k[:, None] & inside_n[None, :], summed, w_o, w_i, key,
+                shadow, in_features, scale, cut, NOISE, PACKED, INDEX, BN,
+            )  # fmt: skip
+        else:
+            tile = shadow_tile(
+                weight, own_source, source, block * BK, inside_n[:, None] & inside_k[None, :], own, w_o, w_i, key,
+                shadow, in_features, scale, cut, NOISE, PACKED, INDEX, BK,
+            ).T  # fmt: skip
+        accumulator = dot(left, tile, accumulator, PRECISION)
+    return accumulator
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -107,21 +145,11 @@ def linear_fwd_kernel(
     if GRID:  # a tile of outputs that nothing was moved into
         last = tl.where((tile_n * BN < last_out) & (tile_n * BN + BN > first_out), last, first)
 
-    accumulator = tl.zeros((BM, BN), tl.float32)
-    for block in range(first // BK, tl.cdiv(last, BK)):
-        into = block * BK + tl.arange(0, BK)
-        column, inside_k = source_of(into, in_features, flip_in, shift_in, GRID)
-        rows_of_x = tl.load(
-            x + (line * x_r)[:, None] + (into.to(INDEX) * x_i)[None, :],
-            mask=inside_m[:, None] & (into < in_features)[None, :],
-            other=0.0,
-        )  # (BM, BK)
-        tile = shadow_tile(
-            weight, row, column, block * BK, inside_n[:, None] & inside_k[None, :], out, into, w_o, w_i, drawn, shadow,
-            in_features, scale, cut, NOISE, PACKED, INDEX, BK,
-        )  # fmt: skip
-        accumulator = dot(rows_of_x, tl.trans(tile), accumulator, PRECISION)
-
+    accumulator = _sum_over_rows_of_sw(
+        x, weight, gain, line, inside_m, first, last, in_features, flip_in, shift_in, out, row, inside_n, tile_n * BN, x_r,
+        x_i, w_o, w_i, drawn, shadow, in_features, scale, cut, False, GRID, GAIN, NOISE, PACKED, INDEX, PRECISION, BM, BN,
+        BK,
+    )  # fmt: skip
     inside_out = out < out_features
     if GAIN == 1:
         accumulator *= tl.load(gain).to(tl.float32)
@@ -161,24 +189,11 @@ def linear_bwd_data_kernel(
     if GRID:
         last = tl.where((tile_n * BN < last_in) & (tile_n * BN + BN > first_in), last, first)
 
-    accumulator = tl.zeros((BM, BN), tl.float32)
-    for block in range(first // BK, tl.cdiv(last, BK)):
-        out = block * BK + tl.arange(0, BK)
-        row, inside_k = source_of(out, out_features, flip_out, shift_out, GRID)
-        grad = tl.load(
-            dy + (line * y_r)[:, None] + (out.to(INDEX) * y_o)[None, :],
-            mask=inside_m[:, None] & (out < out_features)[None, :],
-            other=0.0,
-        )  # (BM, BK)
-        if GAIN == 2:  # the gain stands on the features that are summed over
-            factor = tl.load(gain + out, mask=inside_k, other=0.0).to(tl.float32)
-            grad = (grad.to(tl.float32) * factor[None, :]).to(grad.dtype)
-        tile = shadow_tile(
-            weight, row, column, tile_n * BN, inside_k[:, None] & inside_n[None, :], out, into, w_o, w_i, drawn, shadow,
-            in_features, scale, cut, NOISE, PACKED, INDEX, BN,
-        )  # fmt: skip
-        accumulator = dot(grad, tile, accumulator, PRECISION)
-
+    accumulator = _sum_over_rows_of_sw(
+        dy, weight, gain, line, inside_m, first, last, out_features, flip_out, shift_out, into, column, inside_n,
+        tile_n * BN, y_r, y_o, w_o, w_i, drawn, shadow, in_features, scale, cut, True, GRID, GAIN, NOISE, PACKED, INDEX,
+        PRECISION, BM, BN, BK,
+    )  # fmt: skip
     if GAIN == 1:
         accumulator *= tl.load(gain).to(tl.float32)
     tl.store(
