@@ -37,6 +37,8 @@ def qualified(op: str, backend: str, call: Call) -> tuple[bool, str]:
     """Whether `auto` may take a GPU backend for a call that it supports, or why not."""
     if call.device != "cuda":
         return False, f"on {call.device} its kernels are interpreted, which is for tests"
+    if call.transposed:
+        return False, "`watnn check` does not look at transposed convolutions"
     index = -1 if call.device_index is None else call.device_index
     reason = _refusal(layer_of(op, call), backend, str(call.dtype).removeprefix("torch."), index)
     return not reason, reason

@@ -10,8 +10,10 @@ and returns the compiled kernel; later ones hand that kernel's launcher the addr
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import hashlib
+import inspect
 import json
 import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -30,6 +32,7 @@ INTERPRETED = triton.knobs.runtime.interpret
 _MEASURES = not INTERPRETED
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 _MOST_MEASURED = 6  # configurations of a problem, of all designs together
+_MOST_MAPS = 256  # of a plan: addresses that never come back must not fill the memory
 _MOST_PLANS = 4096  # of a pass: shapes that never come back must not fill the memory
 _runtime: Any = triton.knobs.runtime
 Plan = TypeVar("Plan")
@@ -306,14 +309,32 @@ def has_boxes(tensor: Tensor, dims: Sequence[int]) -> bool:
     )
 
 
-class _Described:
-    """A tensor as Triton's launcher makes a tensor map of it: what TensorDescriptor is, without its checks at each call."""
+class _Maps:
+    """The tensor maps of a compiled kernel, which say to the chip where the boxes of a tensor lie; made once for an address.
 
-    __slots__ = ("base", "padding", "round_f32_to_tf32", "shape", "strides")
+    Triton makes them anew at each launch, in a step around its launcher (3.6, 3.7), which costs more than the launch.
+    """
 
-    def __init__(self, base: Tensor, shape: list[int], strides: list[int]):
-        self.base, self.shape, self.strides = base, shape, strides
-        self.padding, self.round_f32_to_tf32 = "zero", False
+    def __init__(self, compiled: Any, layouts: dict[int, tuple[list[int], list[int]]]):
+        from triton.backends.nvidia.driver import make_tensordesc_arg
+
+        launcher = inspect.getclosurevars(compiled.run.launch).nonlocals["launcher"]
+        self.run = copy.copy(compiled.run)
+        self.run.launch = launcher
+        self._make, self._described = make_tensordesc_arg, compiled.metadata.tensordesc_meta
+        self._layouts, self._order = layouts, sorted(layouts)
+        self._made: dict[tuple[int, int], list[Any]] = {}
+
+    def arguments(self, place: int, tensor: Tensor, address: int) -> list[Any]:
+        """What the launcher takes for the tensor at this place: its map, sizes and strides."""
+        found = self._made.get((place, address))
+        if found is None:
+            if len(self._made) >= _MOST_MAPS:
+                self._made.clear()
+            described = TensorDescriptor(tensor, *self._layouts[place], self._described[self._order.index(place)]["block_size"])
+            found = self._make(described, self._described[self._order.index(place)])
+            self._made[place, address] = found
+        return found
 
 
 def _layout(tensor: Tensor, box: list[int]) -> tuple[list[int], list[int]]:
@@ -351,6 +372,7 @@ class Planned:
         self._kernel, self._programs, self._numbers, self._device = kernel, programs, numbers, device
         self._index, self._boxes = device.index or 0, boxes
         self._layouts: dict[int, tuple[list[int], list[int]]] = {}
+        self._maps: _Maps | None = None
         options = {name: value for name, value in config.all_kwargs().items() if name not in config.kwargs}
         self._options = {} if INTERPRETED else options
         self._launch: Callable[..., None] | None = None
@@ -364,17 +386,19 @@ class Planned:
             return self._through_triton(tensors, amounts)
         addresses: list[Any] = []
         together = 0
-        for tensor in tensors:
+        maps = self._maps
+        for place, tensor in enumerate(tensors):
             if tensor is None:
                 addresses.append(None)
+                continue
+            address = tensor.data_ptr()
+            together |= address
+            if maps is not None and place in self._boxes and not address & 15:
+                addresses += maps.arguments(place, tensor, address)
             else:
-                address = tensor.data_ptr()
-                together |= address
                 addresses.append(address)
         if together & 15:
             return self._through_triton(tensors, amounts)
-        for place, (shape, strides) in self._layouts.items():
-            addresses[place] = _Described(tensors[place], shape, strides)  # type: ignore[arg-type]
         driver = triton.runtime.driver.active
         if driver.get_current_device() != self._index:
             with _on(self._device):
@@ -394,7 +418,9 @@ class Planned:
         # What is compiled for addresses that are no multiples of 16 is for those alone. On AMD it also depends on the size
         # of the storages, which a plan does not know.
         if aligned and not INTERPRETED and torch.version.hip is None:
-            self._launch, self._function, self._metadata = compiled.run, compiled.function, compiled.packed_metadata
+            self._maps = _Maps(compiled, self._layouts) if self._boxes else None
+            self._launch = compiled.run if self._maps is None else self._maps.run
+            self._function, self._metadata = compiled.function, compiled.packed_metadata
 
     def _described(self, tensors: Sequence[Tensor | None]) -> list[Any]:
         """Those that have boxes as descriptors. One whose first element does not lie at a multiple of 16 bytes is copied."""

@@ -120,6 +120,9 @@ def test_the_package_s_list_is_enough_for_its_compute_capability_and_versions(tm
         assert not is_qualified(GPU._replace(**change), path)
     monkeypatch.setattr(qualified, "is_qualified", lambda gpu: is_qualified(gpu, path))
     assert qualified.qualified("shadow_conv", "triton", DENSE) == (True, "")
+    assert not qualified.qualified("shadow_conv", "triton", DENSE._replace(transposed=True))[
+        0
+    ]  # which no check looks at
     write_record(record("wrong here"))
     qualified.forget()
     assert not qualified.qualified("shadow_conv", "triton", DENSE)[0]  # what was found here counts more
