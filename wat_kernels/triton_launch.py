@@ -331,7 +331,9 @@ class _Maps:
         if found is None:
             if len(self._made) >= _MOST_MAPS:
                 self._made.clear()
-            described = TensorDescriptor(tensor, *self._layouts[place], self._described[self._order.index(place)]["block_size"])
+            described = TensorDescriptor(
+                tensor, *self._layouts[place], self._described[self._order.index(place)]["block_size"]
+            )
             found = self._make(described, self._described[self._order.index(place)])
             self._made[place, address] = found
         return found

@@ -9,8 +9,8 @@ SUITES: tuple[str, ...] = (
     "tests/gpu",  # launches, scratch, graphs, streams, memory, and values at sizes that the CPU checks lack; half the time
     "tests/cuda/test_linear.py",  # the CUDA kernels, with the cases of their emulation; nothing is compiled
     "tests/cuda/test_depthwise.py",
-    "tests/triton/check_boxes.py",  # the designs for chips that move boxes, in bf16
     "tests/cuda/test_depthwise_dims.py",
+    "tests/triton/check_boxes.py",  # the designs for chips that move boxes, in bf16
     "tests/triton/check_conv.py",  # the Triton kernels against the reference; many small problems, each is compiled
     "tests/triton/check_conv_dims.py",  # sequences and transposed convolutions, by the same kernels
     "tests/triton/check_linear.py",
