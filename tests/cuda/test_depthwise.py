@@ -15,16 +15,13 @@ from tests.conftest import examples
 from tests.cuda.conftest import PLACES
 from tests.cuda.emulation import library
 from tests.native.test_conv_native import (
-    LAYOUTS,
-    NOISES,
     Case,
     arguments_of,
+    convolutions,
     dy_of,
     expected,
-    layout,
     mixed_table,
     plain_case,
-    tables,
 )
 from wat_kernels import Noise, TapTable, philox
 from wat_kernels.dispatch import Call
@@ -139,22 +136,9 @@ def cases(draw, common):
     def normal(*shape):
         return torch.randn(shape, generator=generator).to(dtype)
 
-    gain = draw(st.sampled_from([None, (), (1,), (channels,)]))
-    return Case(
-        layout(normal(batch, channels, *size), draw(st.sampled_from(LAYOUTS))),
-        layout(normal(channels, 1, *kernel), draw(st.sampled_from(["contiguous", "channels_last", "strided", "offset"]))),
-        normal(channels).to(draw(st.sampled_from([dtype, torch.float32]))) if draw(st.booleans()) else None,
-        None if gain is None else normal(*gain).to(draw(st.sampled_from([dtype, torch.float32]))),
-        draw(st.booleans()),
-        draw(tables(kernel, generator)),
-        draw(st.integers(-(2**63), 2**63 - 1)),
-        draw(st.sampled_from(NOISES)),
-        shadows,
-        stride,
-        padding,
-        dilation,
-        channels,
-    )  # fmt: skip
+    both = [dtype, torch.float32]
+    arguments = draw(convolutions(normal(batch, channels, *size), normal(channels, 1, *kernel), both, both, generator))
+    return Case(*arguments, shadows, stride, padding, dilation, channels)
 
 
 hypothesis_settings = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}

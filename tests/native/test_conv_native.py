@@ -9,38 +9,17 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.native.comparison import compare, tried, tried_at_length
+from tests.native.conftest import ISAS
 from wat_kernels import Noise, TapTable, draw_rows, philox
 from wat_kernels.extension import NATIVE
 
 pytestmark = pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
 
 NOISES = [None, None, Noise("dropconnect", 0.3), Noise("multiplicative", 0.2)]
-# of the sum of absolute values of what is added up, and of the result itself
-TOLERANCES = {torch.float32: (4e-6, 1e-6), torch.bfloat16: (2e-5, 2**-7)}
-
-
-def runs(isa: str) -> bool:
-    try:
-        before = torch.ops.wat_kernels.native_isa("")
-        torch.ops.wat_kernels.native_isa(isa)
-        torch.ops.wat_kernels.native_isa(before)
-    except RuntimeError:
-        return False
-    return True
-
-
-ISAS = [name for name in ("avx512", "avx2", "portable") if NATIVE.available and runs(name)]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request):
-    before = torch.ops.wat_kernels.native_isa("")
-    torch.ops.wat_kernels.native_isa(request.param)
-    yield request.param
-    torch.ops.wat_kernels.native_isa(before)
 
 
 @dataclass
@@ -109,6 +88,27 @@ def tables(draw, kernel, generator):
     return TapTable(maps, [1 / rows] * rows, kernel)
 
 
+@st.composite
+def convolutions(draw, x, weight, bias_dtypes, gain_dtypes, generator):
+    """The first fields of a Case, up to the noise. bias_dtypes, gain_dtypes: to choose from"""
+    outputs, dtype = len(weight), x.dtype
+    gain = draw(st.sampled_from([None, (), (1,), (outputs,)]))
+    return (
+        layout(x, draw(st.sampled_from(LAYOUTS))),
+        layout(weight, draw(st.sampled_from(["contiguous", "contiguous", "channels_last", "strided", "offset"]))),
+        torch.randn(outputs, generator=generator).to(dtype).to(draw(st.sampled_from(bias_dtypes)))
+        if draw(st.booleans())
+        else None,
+        None
+        if gain is None
+        else torch.randn(gain, generator=generator).to(dtype).to(draw(st.sampled_from(gain_dtypes))),
+        draw(st.booleans()),
+        draw(tables(weight.shape[2:], generator)),
+        draw(st.integers(-(2**63), 2**63 - 1)),
+        draw(st.sampled_from(NOISES)),
+    )
+
+
 CHANNELS = st.one_of(st.integers(1, 9), st.sampled_from([15, 16, 17, 31, 32, 33, 48, 70]))
 
 
@@ -130,23 +130,9 @@ def cases(draw):
     def normal(*shape):
         return torch.randn(shape, generator=generator).to(dtype)
 
-    gain = draw(st.sampled_from([None, (), (1,), (groups * outputs,)]))
-    weight = normal(groups * outputs, inputs, *kernel)
-    return Case(
-        layout(normal(batch, groups * inputs, *size), draw(st.sampled_from(LAYOUTS))),
-        layout(weight, draw(st.sampled_from(["contiguous", "contiguous", "channels_last", "strided", "offset"]))),
-        normal(groups * outputs) if draw(st.booleans()) else None,
-        None if gain is None else normal(*gain).to(draw(st.sampled_from([dtype, torch.float32]))),
-        draw(st.booleans()),
-        draw(tables(kernel, generator)),
-        draw(st.integers(-(2**63), 2**63 - 1)),
-        draw(st.sampled_from(NOISES)),
-        shadows,
-        stride,
-        padding,
-        dilation,
-        groups,
-    )  # fmt: skip
+    x, weight = normal(batch, groups * inputs, *size), normal(groups * outputs, inputs, *kernel)
+    arguments = draw(convolutions(x, weight, [dtype], [dtype, torch.float32], generator))
+    return Case(*arguments, shadows, stride, padding, dilation, groups)
 
 
 def arguments_of(case):
@@ -220,39 +206,24 @@ def expected(case, dy, absolute=False):
 
 def check(case):
     dy = dy_of(case, native(case)[0])
-    results = native(case, dy)
-    of_sum, of_result = TOLERANCES[case.x.dtype]
-    names = ("y", "dx", "dweight", "dbias", "dgain")
-    for name, got, right, size in zip(names, results, expected(case, dy), expected(case, dy, True), strict=True):
-        if right is None:
-            assert got is None
-            continue
-        assert got.shape == right.shape, name
-        difference = (got.double() - right).abs()
-        allowed = of_sum * size + of_result * right.abs() + 1e-30
-        assert bool((difference <= allowed).all()), (
-            f"{name}: {int((difference > allowed).sum())} of {got.numel()} differ, by up to {float((difference / allowed).max())}"
-        )
-
-
-hypothesis_settings = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+    compare(native(case, dy), expected(case, dy), expected(case, dy, True))
 
 
 @given(case=cases())
-@settings(max_examples=300, **hypothesis_settings)
+@tried(300)
 def test_equals_a_convolution_with_the_materialised_weight(case):
     check(case)
 
 
 @given(case=cases())
-@settings(max_examples=40, **hypothesis_settings)
+@tried(40)
 def test_every_instruction_set(isa, case):
     check(case)
 
 
 @pytest.mark.long
 @given(case=cases())
-@settings(max_examples=5000, **{**hypothesis_settings, "derandomize": False})
+@tried_at_length()
 def test_long_equals_a_convolution_with_the_materialised_weight(case):
     check(case)
 

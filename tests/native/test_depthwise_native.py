@@ -4,21 +4,18 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.native.comparison import tried, tried_at_length
 from tests.native.test_conv_native import (
-    LAYOUTS,
-    NOISES,
     Case,
     check,
+    convolutions,
     dy_of,
-    isa,  # noqa: F401  (a fixture)
-    layout,
     mixed_table,
     native,
     plain_case,
-    tables,
 )
 from wat_kernels import Noise, TapTable, philox
 from wat_kernels.extension import NATIVE
@@ -48,42 +45,27 @@ def cases(draw):
     def normal(*shape):
         return torch.randn(shape, generator=generator).to(dtype)
 
-    gain = draw(st.sampled_from([None, (), (1,), (channels * multiplier,)]))
+    x, weight = normal(batch, channels, *size), normal(channels * multiplier, 1, *kernel)
     return Case(
-        layout(normal(batch, channels, *size), draw(st.sampled_from(LAYOUTS))),
-        layout(normal(channels * multiplier, 1, *kernel), draw(st.sampled_from(["contiguous", "channels_last", "strided", "offset"]))),
-        normal(channels * multiplier) if draw(st.booleans()) else None,
-        None if gain is None else normal(*gain),
-        draw(st.booleans()),
-        draw(tables(kernel, generator)),
-        draw(st.integers(-(2**63), 2**63 - 1)),
-        draw(st.sampled_from(NOISES)),
-        shadows,
-        stride,
-        padding,
-        dilation,
-        channels,
-    )  # fmt: skip
-
-
-hypothesis_settings = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+        *draw(convolutions(x, weight, [dtype], [dtype], generator)), shadows, stride, padding, dilation, channels
+    )
 
 
 @given(case=cases())
-@settings(max_examples=300, **hypothesis_settings)
+@tried(300)
 def test_equals_a_convolution_with_the_materialised_weight(case):
     check(case)
 
 
 @given(case=cases())
-@settings(max_examples=60, **hypothesis_settings)
-def test_every_instruction_set(isa, case):  # noqa: F811
+@tried(60)
+def test_every_instruction_set(isa, case):
     check(case)
 
 
 @pytest.mark.long
 @given(case=cases())
-@settings(max_examples=5000, **{**hypothesis_settings, "derandomize": False})
+@tried_at_length()
 def test_long_equals_a_convolution_with_the_materialised_weight(case):
     check(case)
 
@@ -98,7 +80,7 @@ LARGE = [
 
 
 @pytest.mark.parametrize("shapes", LARGE, ids=str)
-def test_large_shapes(isa, shapes):  # noqa: F811
+def test_large_shapes(isa, shapes):
     x = torch.randn(shapes[0]).contiguous(memory_format=torch.channels_last)
     channels = x.shape[1]
     check(plain_case(x, torch.randn(channels, 1, *shapes[1]), groups=channels, padding=(2, 1, 2, 2), noise=Noise("dropconnect", 0.3),
@@ -106,7 +88,7 @@ def test_large_shapes(isa, shapes):  # noqa: F811
 
 
 @pytest.mark.parametrize("shape", [(8, 48, 12, 12), (1, 40, 33, 31), (66, 17, 3, 4)], ids=str)
-def test_bit_identical_for_any_number_of_threads_and_from_run_to_run(isa, shape):  # noqa: F811
+def test_bit_identical_for_any_number_of_threads_and_from_run_to_run(isa, shape):
     x = torch.randn(shape).contiguous(memory_format=torch.channels_last)
     channels = shape[1]
     case = plain_case(x, torch.randn(channels, 1, 3, 3), mixed_table(9), bias=torch.randn(channels), gain=torch.randn(channels),
@@ -122,7 +104,7 @@ def test_bit_identical_for_any_number_of_threads_and_from_run_to_run(isa, shape)
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_masks_bit_for_bit(isa):  # noqa: F811
+def test_masks_bit_for_bit(isa):
     channels, amount, key = 70, 0.37, 99
     mask = philox.keep_mask(torch.tensor(key), 1, channels * 6, amount).view(channels, 2, 3)
     case = plain_case(torch.ones(1, channels, 1, 1), torch.ones(channels, 1, 2, 3), key=key, noise=Noise("dropconnect", amount),
@@ -130,7 +112,7 @@ def test_masks_bit_for_bit(isa):  # noqa: F811
     assert torch.equal(native(case)[0][0].flip(1, 2) != 0, mask)
 
 
-def test_nan_propagates_through_active_taps_only(isa):  # noqa: F811
+def test_nan_propagates_through_active_taps_only(isa):
     """One active tap, at the left of the middle row: y[h, w] sees x[h, w - 1] alone."""
     maps = torch.zeros(1, 9, 9)
     maps[0, 3, 4] = 1.0

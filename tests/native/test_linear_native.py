@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.native.test_conv_native import TOLERANCES, isa  # noqa: F401  (a fixture)
+from tests.native.comparison import compare, tried, tried_at_length
 from wat_kernels import MatrixGrid, Noise, philox
 from wat_kernels.extension import NATIVE
 from wat_kernels.matrix_grid import draw_matrix_grid
@@ -161,39 +161,24 @@ def dy_of(case):
 
 def check(case):
     dy = dy_of(case)
-    results = native(case, dy)
-    of_sum, of_result = TOLERANCES[case.x.dtype]
-    names = ("y", "dx", "dweight", "dbias", "dgain")
-    for name, got, right, size in zip(names, results, expected(case, dy), expected(case, dy, True), strict=True):
-        if right is None:
-            assert got is None
-            continue
-        assert got.shape == right.shape, name
-        difference = (got.double() - right).abs()
-        allowed = of_sum * size + of_result * right.abs() + 1e-30
-        assert bool((difference <= allowed).all()), (
-            f"{name}: {int((difference > allowed).sum())} of {got.numel()} differ, by up to {float((difference / allowed).max())}"
-        )
-
-
-hypothesis_settings = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+    compare(native(case, dy), expected(case, dy), expected(case, dy, True))
 
 
 @given(case=cases())
-@settings(max_examples=300, **hypothesis_settings)
+@tried(300)
 def test_equals_a_product_with_the_materialised_weight(case):
     check(case)
 
 
 @given(case=cases())
-@settings(max_examples=60, **hypothesis_settings)
-def test_every_instruction_set(isa, case):  # noqa: F811
+@tried(60)
+def test_every_instruction_set(isa, case):
     check(case)
 
 
 @pytest.mark.long
 @given(case=cases())
-@settings(max_examples=5000, **{**hypothesis_settings, "derandomize": False})
+@tried_at_length()
 def test_long_equals_a_product_with_the_materialised_weight(case):
     check(case)
 
@@ -203,7 +188,7 @@ SHAPES = [(16, 1024, 1100), (130, 2050, 70), (300, 1030, 600), (700, 48, 40), (1
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)  # rows, in, out
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_way_to_cut_the_weight(isa, shape, dtype):  # noqa: F811
+def test_every_way_to_cut_the_weight(isa, shape, dtype):
     rows, inputs, outputs = shape
     for changes in ({}, {"gain": torch.randn(outputs)}, {"shadows": rows if rows < 100 else 2}):
         check(Case(torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype), noise=Noise("dropconnect", 0.3),
@@ -235,7 +220,7 @@ def test_bit_identical_for_any_number_of_threads_and_from_run_to_run(shape, dtyp
 
 @pytest.mark.parametrize("shape", [(3, 5), (64, 64), (33, 130), (7, 1), (100, 257)], ids=str)
 @pytest.mark.parametrize("amount", [0.3, 0.5, 1 / 3, 0.0, 1e-9, 2.5 / 65536], ids=str)
-def test_masks_bit_for_bit(isa, shape, amount):  # noqa: F811
+def test_masks_bit_for_bit(isa, shape, amount):
     """x is the identity and the weight ones: y is SW transposed, and so is the mask."""
     outputs, inputs = shape
     for key in (0, 99, -(2**40) - 3):
@@ -249,7 +234,7 @@ def test_masks_bit_for_bit(isa, shape, amount):  # noqa: F811
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (64, 64), (33, 130), (400, 513)], ids=str)
-def test_gaussian_noise_within_a_few_ulp(isa, shape):  # noqa: F811
+def test_gaussian_noise_within_a_few_ulp(isa, shape):
     """A standard deviation of 2**20 leaves nothing of the 1 in 1 + amount * z but rounding."""
     outputs, inputs = shape
     amount, key = 2.0**20, 123456789
@@ -264,7 +249,7 @@ def test_gaussian_noise_within_a_few_ulp(isa, shape):  # noqa: F811
     assert float((z - reference).abs().max()) < 4e-6
 
 
-def test_nan_and_infinity_propagate_through_what_is_multiplied(isa):  # noqa: F811
+def test_nan_and_infinity_propagate_through_what_is_multiplied(isa):
     x, weight = torch.randn(5, 40), torch.randn(30, 40)
     for value in (math.nan, math.inf):
         x_bad, weight_bad, dy = x.clone(), weight.clone(), torch.ones(5, 30)
@@ -278,7 +263,7 @@ def test_nan_and_infinity_propagate_through_what_is_multiplied(isa):  # noqa: F8
         assert not dx[:, 9].isfinite().any() and dx[:, 10:].isfinite().all()
 
 
-def test_what_a_shift_moves_outside_contributes_nothing(isa):  # noqa: F811
+def test_what_a_shift_moves_outside_contributes_nothing(isa):
     """Inputs that no weight reaches may hold NaN, and outputs that none reaches are the bias."""
     grid = MatrixGrid([[0, 0, 6 << 16, 6 << 16]], [1.0])
     for key in range(20):
@@ -299,7 +284,7 @@ def test_what_a_shift_moves_outside_contributes_nothing(isa):  # noqa: F811
             assert torch.equal(dx[:, :shift_in], torch.zeros(4, shift_in))
 
 
-def test_only_what_is_asked_for(isa):  # noqa: F811
+def test_only_what_is_asked_for(isa):
     case = Case(torch.randn(33, 70), torch.randn(50, 70), gain=torch.randn(50), noise=Noise("dropconnect", 0.3))
     dy = dy_of(case)
     whole = torch.ops.wat_kernels.shadow_linear_bwd.native(

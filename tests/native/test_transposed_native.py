@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 
 from tests.conftest import examples
-from tests.native.test_conv_native import isa  # noqa: F401  (a fixture)
 from tests.ops.cases import TOLERANCES, conv_cases_of
 from wat_kernels import Noise, TapTable, shadow_conv, shadow_conv_transpose2d
 from wat_kernels.extension import NATIVE
@@ -45,7 +44,7 @@ def problem(x_shape, weight_shape, groups, one_gain=False):
 
 @pytest.mark.parametrize("one_gain", [False, True])
 @pytest.mark.parametrize("shapes", SHAPES, ids=lambda shapes: str(shapes[1]))
-def test_large_shapes(isa, shapes, one_gain):  # noqa: F811
+def test_large_shapes(isa, shapes, one_gain):
     x_shape, weight_shape, arguments = shapes
     tensors, table = problem(x_shape, weight_shape, arguments.get("groups", 1), one_gain)
     noise = Noise("multiplicative", 0.2)
@@ -75,7 +74,7 @@ def test_bit_identical_for_any_number_of_threads(shapes):
 
 
 @pytest.mark.parametrize("dims", [1, 2])
-def test_every_instruction_set(isa, dims):  # noqa: F811
+def test_every_instruction_set(isa, dims):
     @given(case=conv_cases_of(dims, True, torch.float32))
     @settings(max_examples=examples(40), deadline=None)
     def check(case):
