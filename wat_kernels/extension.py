@@ -42,6 +42,16 @@ NATIVE = _load_native()
 CUDA = _load("_cuda.abi3.so", "WAT_SKIP_CUDA=1, or no nvcc at install time")
 LIBRARIES = {"native": NATIVE, "cuda": CUDA}
 
+# What of bf16 arithmetic this processor has and torch's own kernels use: "amx", "avx512bf16" or nothing.
+BF16_UNITS: str = next(
+    (
+        name
+        for name, has in (("amx", "_is_amx_tile_supported"), ("avx512bf16", "_is_avx512_bf16_supported"))
+        if getattr(torch.cpu, has, lambda: False)()
+    ),
+    "",
+)
+
 # Whether the native backend has no vector instructions to use here, and so is several times slower than it could be. Asked
 # once: the compiler traces no op that returns a string, and to tell it so would import it, which takes seconds.
 NATIVE_IS_PORTABLE: bool = NATIVE.available and torch.ops.wat_kernels.native_isa("") == "portable"
