@@ -34,7 +34,9 @@ def _load_native() -> Extension:
     native = _load("_native.abi3.so", "WAT_SKIP_NATIVE=1, or no C++ compiler at install time")
     wanted = os.environ.get("WAT_CPU_ISA")
     if native.available and wanted and torch.ops.wat_kernels.native_isa("") != wanted:
-        return Extension(False, f"WAT_CPU_ISA={wanted!r} is not one of avx512, avx2, portable that this processor has")
+        return Extension(
+            False, f"WAT_CPU_ISA={wanted!r} is not one of avx512bf16, avx512, avx2, portable that this processor has"
+        )
     return native
 
 
@@ -52,6 +54,10 @@ BF16_UNITS: str = next(
     "",
 )
 
-# Whether the native backend has no vector instructions to use here, and so is several times slower than it could be. Asked
-# once: the compiler traces no op that returns a string, and to tell it so would import it, which takes seconds.
-NATIVE_IS_PORTABLE: bool = NATIVE.available and torch.ops.wat_kernels.native_isa("") == "portable"
+# The instruction set that the native backend starts with. Asked once: the compiler traces no op that returns a string, and
+# to tell it so would import it, which takes seconds.
+_NATIVE_ISA: str = torch.ops.wat_kernels.native_isa("") if NATIVE.available else ""
+# Whether it has no vector instructions to use here, and so is several times slower than it could be.
+NATIVE_IS_PORTABLE: bool = _NATIVE_ISA == "portable"
+# What of BF16_UNITS its dense convolutions use.
+NATIVE_BF16_UNITS: str = "avx512bf16" if _NATIVE_ISA == "avx512bf16" else ""

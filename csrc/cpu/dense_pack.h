@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv_problem.h"
+#include "dense_operand.h"
 #include "noise.h"
 
 namespace wat::WAT_ISA {
@@ -13,7 +14,7 @@ constexpr int kNoiseChannels = 64;  // input channels at a time with noise: what
 static inline int64_t pack_channels(const ConvProblem& p) {
   const int64_t fit = (96 << 10) / static_cast<int64_t>(sizeof(float) * Vec::width * p.K);
   const int64_t wanted = p.noise ? kNoiseChannels : Vec::width;
-  return fit >= wanted ? wanted : fit >= 1 ? fit : 1;
+  return fit >= wanted ? wanted : fit >= kCell ? fit / kCell * kCell : kCell;
 }
 
 // floats of scratch that a PackBuffer needs
@@ -103,38 +104,41 @@ static inline void for_each_block(const ConvProblem& p, const TapRow& row, const
   }
 }
 
-// The forward's panel [active tap][input k0..k1][lanes]: `outputs` channels from o0 (absolute) on, vectors * width lanes.
+// The forward's panel [active tap][cell of inputs k0..k1][lanes]: `outputs` channels from o0 (absolute) on, vectors * width lanes.
 template <class T>
 static void pack_forward(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t o0, int64_t outputs,
                          int vectors, int64_t k0, int64_t k1, float* panel, float* scratch) {
-  const int64_t lanes = vectors * Vec::width, depth = k1 - k0;
+  const int64_t lanes = vectors * Vec::width, depth = cells(k1 - k0);
   for (int v = 0; v < vectors; ++v) {
     const int count = static_cast<int>(max64(0, min64(Vec::width, outputs - v * Vec::width)));
     for_each_block<T>(p, row, noise, o0 + v * Vec::width, count, k0, k1, scratch,
                       [&](int j, int64_t i, int64_t inputs, const WeightBlock& block, int entries, const float* eps) {
-                        float* to = panel + (j * depth + i - k0) * lanes + v * Vec::width;
-                        for (int64_t c = 0; c < inputs; ++c) {
-                          Vec value = mix(block, row, c, j, entries);
-                          if (eps) value = value * Vec::load(eps + c * Vec::width);
-                          value.store(to + c * lanes);
+                        float* to = panel + (j * depth + (i - k0) / kCell) * lanes + v * Vec::width;
+                        for (int64_t c = 0; c < inputs; c += kCell, to += lanes) {
+                          Vec value[kCell];
+                          for (int64_t half = 0; half < kCell; ++half) {
+                            value[half] = c + half < inputs ? mix(block, row, c + half, j, entries) : Vec::zero();
+                            if (eps && c + half < inputs) value[half] = value[half] * Vec::load(eps + (c + half) * Vec::width);
+                          }
+                          make_cells(value).store(to);
                         }
                       });
   }
 }
 
-// The data gradient's panel [active tap][output k0..k1][lanes]: `inputs` channels from i0 on; k counts inside the group
-// whose first output channel is `group_o`. SW is scaled by the gain here.
+// The data gradient's panel [active tap][cell of outputs k0..k1][lanes]: `inputs` channels from i0 on; k counts inside the
+// group whose first output channel is `group_o`. SW is scaled here by a gain for each channel.
 template <class T>
 static void pack_data_gradient(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t group_o,
                                int64_t i0, int64_t inputs, int vectors, int64_t k0, int64_t k1, float* panel,
                                float* scratch) {
-  const int64_t lanes = vectors * Vec::width, depth = k1 - k0;
+  const int64_t lanes = vectors * Vec::width, depth = cells(k1 - k0);
   if (inputs < lanes) memset(panel, 0, sizeof(float) * tap_count(row) * depth * lanes);
   for (int64_t k = k0; k < k1; k += Vec::width) {
     const int count = static_cast<int>(min64(Vec::width, k1 - k));
     const int64_t o0 = group_o + k;
-    Vec gain = Vec::set(1.0f);
-    if (p.gain) gain = p.gain_count == 1 ? Vec::set(p.gain[0]) : Vec::load(p.gain + o0, count);
+    const bool scaled = p.gain && p.gain_count > 1;
+    const Vec gain = scaled ? count == Vec::width ? Vec::load(p.gain + o0) : Vec::load(p.gain + o0, count) : Vec::zero();
     for_each_block<T>(p, row, noise, o0, count, i0, i0 + inputs, scratch,
                       [&](int j, int64_t i, int64_t n, const WeightBlock& block, int entries, const float* eps) {
                         for (int64_t c = 0; c < n; c += Vec::width) {
@@ -143,15 +147,16 @@ static void pack_data_gradient(const ConvProblem& p, const TapRow& row, const No
                           for (int r = 0; r < Vec::width; ++r) {
                             rows[r] = r < width ? mix(block, row, c + r, j, entries) : Vec::zero();
                             if (eps && r < width) rows[r] = rows[r] * Vec::load(eps + (c + r) * Vec::width);
-                            if (p.gain) rows[r] = rows[r] * gain;
+                            if (scaled) rows[r] = rows[r] * gain;
                           }
                           transpose(rows);
-                          float* to = panel + (j * depth + k - k0) * lanes + (i - i0) + c;
-                          for (int r = 0; r < count; ++r) {
+                          float* to = panel + (j * depth + (k - k0) / kCell) * lanes + (i - i0) + c;
+                          for (int r = 0; r < count; r += kCell, to += lanes) {  // rows from `count` on are zero
+                            const Vec value = make_cells(rows + r);
                             if (width == Vec::width) {
-                              rows[r].store(to + r * lanes);
+                              value.store(to);
                             } else {
-                              rows[r].store(to + r * lanes, width);
+                              value.store(to, width);
                             }
                           }
                         }

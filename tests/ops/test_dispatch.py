@@ -154,17 +154,29 @@ def test_without_vector_instructions_auto_takes_the_library_where_that_is_faster
 
 
 @pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
-@pytest.mark.parametrize("units", ["", "avx512bf16", "amx"])
-def test_where_torch_has_bf16_units_auto_takes_the_library_for_large_bf16_convolutions(monkeypatch, units):
+@pytest.mark.parametrize(
+    "units, own, large_goes_to",
+    [
+        ("", "", "native"),
+        ("avx512bf16", "avx512bf16", "native"),
+        ("avx512bf16", "", "library"),
+        ("amx", "", "library"),
+        ("amx", "avx512bf16", "library"),
+    ],
+)
+def test_where_only_torch_has_bf16_units_auto_takes_the_library_for_large_bf16_convolutions(
+    monkeypatch, units, own, large_goes_to
+):
     backends = BACKENDS["shadow_conv2d"]
     monkeypatch.setattr(backends["native"], "BF16_UNITS", units)
+    monkeypatch.setattr(backends["native"], "NATIVE_BF16_UNITS", own)
     monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", False)
 
     def taken(dtype, **call):
         return dispatch.choose("shadow_conv2d", backends, "auto", "auto", dispatch.Call("cpu", dtype, (3, 3), **call))
 
     large = {"in_channels": 64, "out_channels": 64, "rows": 2**14}
-    assert taken(torch.bfloat16, **large) == ("library" if units else "native")
+    assert taken(torch.bfloat16, **large) == large_goes_to
     assert taken(torch.float32, **large) == "native"
     assert taken(torch.bfloat16, **large, groups=64) == "native"
     assert taken(torch.bfloat16, **{**large, "rows": 512}) == "native"  # little work

@@ -10,11 +10,11 @@ import math
 import torch
 
 from wat_kernels.dispatch import Call
-from wat_kernels.extension import BF16_UNITS, NATIVE, NATIVE_IS_PORTABLE
+from wat_kernels.extension import BF16_UNITS, NATIVE, NATIVE_BF16_UNITS, NATIVE_IS_PORTABLE
 
 _SMALL = 2**20  # multiply-adds that take less time than the library backend needs to make SW
-# Where torch computes with bf16 units, library is the faster one from so many multiply-adds on (below, making SW costs more
-# than they gain), and from so many output pixels on (below, there is more SW to make than there are pixels to use it)
+# Where torch computes with bf16 units that this backend does not use, library is the faster one from so many multiply-adds
+# on (below, making SW costs more than they gain), and from so many output pixels on (below, SW is large beside them).
 _BF16_WORK = 2**26
 _BF16_PIXELS = 512
 _MOST_TAPS = 4096  # of the scratch bound: a panel of more would not fit 2 MiB
@@ -41,6 +41,7 @@ def worthwhile(call: Call) -> tuple[bool, str]:
     work = call.rows * call.out_channels * call.in_channels // call.groups * math.prod(call.kernel)
     if NATIVE_IS_PORTABLE and work >= _SMALL:
         return False, "neither AVX2 nor AVX-512 is in use, without which it is slower than the next"
-    if call.dtype == torch.bfloat16 and BF16_UNITS and work >= _BF16_WORK and call.rows >= _BF16_PIXELS:
+    behind = BF16_UNITS not in ("", NATIVE_BF16_UNITS)
+    if call.dtype == torch.bfloat16 and behind and work >= _BF16_WORK and call.rows >= _BF16_PIXELS:
         return False, f"torch's own bf16 kernels use the {BF16_UNITS} of this processor, it does not"
     return True, ""
