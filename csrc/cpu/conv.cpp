@@ -255,7 +255,7 @@ Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Te
   a.set_y(y.shape);
   p.y = y.written.mutable_data_ptr();
   const Plan plan(forward_classes(a.rows), forward_classes(a.columns), a.workers);
-  const auto run = a.depthwise() ? WAT_PICK(depthwise_forward) : WAT_PICK_BF16(dense_forward, p.bf16);
+  const auto run = a.depthwise() ? WAT_PICK_BF16(depthwise_forward, p.bf16) : WAT_PICK_BF16(dense_forward, p.bf16);
   WAT_CHECK(run(p, plan.plan), kNoScratch);
   return y.finish();
 }
@@ -311,7 +311,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     }
     if (dx || a.depthwise()) {
       const Plan plan(gradient_classes(a.rows), gradient_classes(a.columns), a.workers);
-      const auto run = a.depthwise() ? WAT_PICK(depthwise_backward) : WAT_PICK_BF16(dense_data_gradient, p.bf16);
+      const auto run = a.depthwise() ? WAT_PICK_BF16(depthwise_backward, p.bf16) : WAT_PICK_BF16(dense_data_gradient, p.bf16);
       WAT_CHECK(run(p, plan.plan), kNoScratch);
     }
     if (want_weight && !a.depthwise()) {
