@@ -3,7 +3,7 @@
 #pragma once
 
 #include "conv_problem.h"
-#include "dense_operand.h"
+#include "operand.h"
 #include "noise.h"
 
 namespace wat::WAT_ISA {

@@ -4,7 +4,7 @@
 // the other: with AVX-512 14 x 2 of the 32 registers accumulate, 16 loads feed 28 multiply-adds.
 #pragma once
 
-#include "dense_operand.h"
+#include "operand.h"
 
 namespace wat::WAT_ISA {
 

@@ -4,7 +4,7 @@
 // pixels: nothing is reduced across threads, so the result does not depend on them. Pixels come in blocks whose dy is
 // packed into the first cache; for each active tap a list of (dy, x) pairs names the pixels that do not fall on padding.
 //
-// Where a cell is two bf16 (dense_operand.h) it holds the same pixel of two images, which meet the same taps at the same
+// Where a cell is two bf16 (operand.h) it holds the same pixel of two images, which meet the same taps at the same
 // offsets: the lists are those of one image, and the part of x that a block reads is packed beside its dy.
 #pragma once
 

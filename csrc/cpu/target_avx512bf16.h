@@ -2,7 +2,7 @@
 #pragma once
 
 #define WAT_ISA avx512bf16
-#define WAT_BF16_PAIRS 1  // dense_operand.h: a panel holds pairs of bf16
+#define WAT_BF16_PAIRS 1  // operand.h: a panel holds pairs of bf16
 #define WAT_BF16_LOADS 1  // the loads and stores of bf16 below replace those of vec_common.h
 
 #include "target_avx512.h"

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.native.test_conv2d_native import TOLERANCES, isa  # noqa: F401  (a fixture)
+from tests.native.test_conv2d_native import isa, tolerance  # noqa: F401  (a fixture)
 from wat_kernels import MatrixGrid, Noise, philox
 from wat_kernels.extension import NATIVE
 from wat_kernels.matrix_grid import draw_matrix_grid
@@ -162,7 +162,7 @@ def dy_of(case):
 def check(case):
     dy = dy_of(case)
     results = native(case, dy)
-    of_sum, of_result = TOLERANCES[case.x.dtype]
+    of_sum, of_result = tolerance(case)
     names = ("y", "dx", "dweight", "dbias", "dgain")
     for name, got, right, size in zip(names, results, expected(case, dy), expected(case, dy, True), strict=True):
         if right is None:

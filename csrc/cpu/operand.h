@@ -16,6 +16,22 @@ WAT_INLINE Vec pairs_of_bits(__m256i low, __m256i high) {
 WAT_INLINE Vec make_cells(const Vec* v) {
   return pairs_of_bits((__m256i)_mm512_cvtneps_pbh(v[0].v), (__m256i)_mm512_cvtneps_pbh(v[1].v));
 }
+// The n numbers at `row` become cells of two neighbours each, in place, with a zero after an odd number of them.
+static inline void to_cells(float* row, int64_t n) {
+  for (int64_t i = 0; i < n; i += 2 * Vec::width) {
+    Vec half[2];
+    for (int v = 0; v < 2; ++v) {
+      const int64_t at = i + v * Vec::width, left = n - at;
+      half[v] = left >= Vec::width ? Vec::load(row + at) : left > 0 ? Vec::load(row + at, static_cast<int>(left)) : Vec::zero();
+    }
+    _mm512_storeu_si512(row + i / 2, (__m512i)_mm512_cvtne2ps_pbh(half[1].v, half[0].v));
+  }
+}
+// The n numbers at `row` as cells of two neighbours each.
+static inline void copy_cells(const uint16_t* row, int64_t n, float* to) {
+  if (n % 2) to[n / 2] = 0.0f;
+  memcpy(to, row, n * sizeof(*row));
+}
 // Cells of n <= Vec::width numbers of two tensors; high == nullptr reads as zero.
 WAT_INLINE Vec make_cells(const uint16_t* low, const uint16_t* high, int n) {
   const __mmask16 mask = static_cast<__mmask16>((1u << n) - 1);
@@ -49,6 +65,7 @@ WAT_INLINE Vec multiply_cells(Vec a, Vec b, Vec sum) {
 constexpr int kCell = 1;
 
 WAT_INLINE Vec make_cells(const Vec* v) { return *v; }
+WAT_INLINE void to_cells(float*, int64_t) {}
 
 template <bool odd, class T>
 WAT_INLINE Vec spread(const T* p) {
