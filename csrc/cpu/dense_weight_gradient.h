@@ -40,7 +40,7 @@ struct WeightGradient {
     blocks = (p.og + kLanes - 1) / kLanes;
     tile_rows = max64(1, min64(kTileRows, kGradientBytes / (p.K * kLanes * static_cast<int64_t>(sizeof(float)))));
     tiles = (p.I + tile_rows - 1) / tile_rows;
-    const int64_t together = tile_rows < kTileRows ? 1 : kTilesATask;
+    const int64_t together = tile_rows < kTileRows ? 1 : kCell > 1 && p.K == 1 ? 2 * kTilesATask : kTilesATask;
     tile_groups = (tiles + together - 1) / together;
     most_inputs = 0;
     for (int64_t i = 0; i < tile_groups; ++i) {
