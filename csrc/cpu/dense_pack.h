@@ -104,7 +104,8 @@ static inline void for_each_block(const ConvProblem& p, const TapRow& row, const
   }
 }
 
-// The forward's panel [active tap][cell of inputs k0..k1][lanes]: `outputs` channels from o0 (absolute) on, vectors * width lanes.
+// The forward's panel [active tap][cell of inputs k0..k1][lanes]: `outputs` channels from o0 (absolute) on, vectors * width
+// lanes.
 template <class T>
 static void pack_forward(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t o0, int64_t outputs,
                          int vectors, int64_t k0, int64_t k1, float* panel, float* scratch) {
@@ -118,7 +119,9 @@ static void pack_forward(const ConvProblem& p, const TapRow& row, const NoiseStr
                           Vec value[kCell];
                           for (int64_t half = 0; half < kCell; ++half) {
                             value[half] = c + half < inputs ? mix(block, row, c + half, j, entries) : Vec::zero();
-                            if (eps && c + half < inputs) value[half] = value[half] * Vec::load(eps + (c + half) * Vec::width);
+                            if (c + half < inputs && eps) {
+                              value[half] = value[half] * Vec::load(eps + (c + half) * Vec::width);
+                            }
                           }
                           make_cells(value).store(to);
                         }

@@ -3,12 +3,13 @@
 // How a kernel is compiled three times: its templates live in one header (say dense_kernels.h) inside
 // `namespace wat::WAT_ISA`, and three translation units of three lines each include, in this order,
 //   1. every standard header and the data-only headers,
-//   2. target_avx512.h, target_avx2.h or target_portable.h (or target_avx512bf16.h, for what has its own), which turn the instruction set on with a pragma, define
+//   2. target_avx512.h, target_avx2.h or target_portable.h, which turn the instruction set on with a pragma, define
 //      WAT_ISA and the vector type `Vec`,
 //   3. the kernel header.
 // An inline function compiled for AVX-512 must not be merged by the linker with its portable twin, so after step 2
 // everything is in namespace wat::WAT_ISA or `static`, and standard function templates (std::min) are not used.
-// The caller, compiled without special flags, takes the right one with `pick`.
+// The caller, compiled without special flags, takes the right one with WAT_PICK. What multiplies bf16 tensors is compiled a
+// fourth time, with target_avx512bf16.h: there the caller asks WAT_PICK_BF16.
 #pragma once
 
 namespace wat {

@@ -22,7 +22,9 @@ static inline void to_cells(float* row, int64_t n) {
     Vec half[2];
     for (int v = 0; v < 2; ++v) {
       const int64_t at = i + v * Vec::width, left = n - at;
-      half[v] = left >= Vec::width ? Vec::load(row + at) : left > 0 ? Vec::load(row + at, static_cast<int>(left)) : Vec::zero();
+      half[v] = left >= Vec::width ? Vec::load(row + at)
+                : left > 0         ? Vec::load(row + at, static_cast<int>(left))
+                                   : Vec::zero();
     }
     _mm512_storeu_si512(row + i / 2, (__m512i)_mm512_cvtne2ps_pbh(half[1].v, half[0].v));
   }
