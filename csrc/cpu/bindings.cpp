@@ -15,7 +15,7 @@ constexpr char kOp[] = "native_isa";
 // "" asks for the instruction set in use; a name switches to it, for tests.
 std::string native_isa(std::string name) {
   WAT_CHECK(name.empty() || wat::set_isa(name.c_str()), "isa=", name,
-            " is not one of avx512, avx2, portable or this processor does not have it");
+            " is not one of avx512bf16, avx512, avx2, portable or this processor does not have it");
   return wat::isa_name(wat::isa());
 }
 

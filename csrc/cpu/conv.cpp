@@ -286,7 +286,7 @@ Tensor forward(const Tensor x_in, const Tensor weight_in, const std::optional<Te
   a.set_y(y.shape);
   p.y = y.written.mutable_data_ptr();
   const Plan plan(a.forward_of(a.rows), a.forward_of(a.columns), a.workers);
-  const auto run = a.depthwise() ? WAT_PICK(depthwise_forward) : WAT_PICK(dense_forward);
+  const auto run = a.depthwise() ? WAT_PICK_BF16(depthwise_forward, p.bf16) : WAT_PICK_BF16(dense_forward, p.bf16);
   WAT_CHECK(run(p, plan.plan), kNoScratch);
   return y.finish();
 }
@@ -343,10 +343,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     }
     if (dx || a.depthwise()) {
       const Plan plan(a.gradient_of(a.rows), a.gradient_of(a.columns), a.workers);
-      const auto run = a.depthwise() ? WAT_PICK(depthwise_backward) : WAT_PICK(dense_data_gradient);
+      const auto run = a.depthwise() ? WAT_PICK_BF16(depthwise_backward, p.bf16) : WAT_PICK_BF16(dense_data_gradient, p.bf16);
       WAT_CHECK(run(p, plan.plan), kNoScratch);
     }
-    if (want_weight && !a.depthwise()) WAT_CHECK(WAT_PICK(dense_weight_gradient)(p, a.workers), kNoScratch);
+    if (want_weight && !a.depthwise()) {
+      WAT_CHECK(WAT_PICK_BF16(dense_weight_gradient, p.bf16)(p, a.workers), kNoScratch);
+    }
   }
   if (mask[2] && p.bf16) dbias = torch::stable::to(dbias, ScalarType::BFloat16);
   if (want_dgain) {

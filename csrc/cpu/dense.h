@@ -17,9 +17,9 @@ struct DensePlan {
 };
 
 // Each returns false when scratch memory runs out.
-WAT_DECLARE(bool dense_forward(const ConvProblem& p, const DensePlan& plan))
-WAT_DECLARE(bool dense_data_gradient(const ConvProblem& p, const DensePlan& plan))
+WAT_DECLARE_BF16(bool dense_forward(const ConvProblem& p, const DensePlan& plan))
+WAT_DECLARE_BF16(bool dense_data_gradient(const ConvProblem& p, const DensePlan& plan))
 // dweight, and dbias and dgain where the problem points to them.
-WAT_DECLARE(bool dense_weight_gradient(const ConvProblem& p, int workers))
+WAT_DECLARE_BF16(bool dense_weight_gradient(const ConvProblem& p, int workers))
 
 }  // namespace wat

@@ -52,13 +52,13 @@ struct Gather {
       s_n = p.x_n, s_h = p.x_h, s_w = p.x_w, d_n = p.y_n, d_h = p.y_h, d_w = p.y_w;
     }
     panels = (lanes + kLanes - 1) / kLanes;
-    const int64_t row_bytes = p.K * kLanes * static_cast<int64_t>(sizeof(float));
+    const int64_t row_bytes = p.K * kLanes * static_cast<int64_t>(sizeof(float));  // of one cell of the depth
     part = depth;
-    if (depth * row_bytes > kLargestPanelBytes) {
-      part = max64(1, kLargestPanelBytes / row_bytes);
+    if (cells(depth) * row_bytes > kLargestPanelBytes) {
+      part = kCell * max64(1, kLargestPanelBytes / row_bytes);
       if (part > Vec::width) part -= part % Vec::width;
     }
-    panel_floats = part * p.K * kLanes;
+    panel_floats = cells(part) * p.K * kLanes;
     panel_group = max64(1, min64(panels, kPanelBytes / max64(1, panel_floats * static_cast<int64_t>(sizeof(float)))));
     const int64_t pixels = max64(1, gradient ? p.H * p.W : p.OH * p.OW);
     images = min64(p.chunk, (kBlockPixels + pixels - 1) / pixels);
@@ -120,7 +120,9 @@ struct Gather {
       } else {
         pack_over_columns<T>(p, row, noise, group * p.og + lane, count, vectors_of(count), k0, k1, panel, room.pack);
       }
-      if (!gradient) {
+      if (gradient) {  // one gain for all outputs; what stands on the sum is in the panel
+        for (int64_t l = 0; l < kLanes; ++l) room.scale[b * kLanes + l] = p.gain ? p.gain[0] : 1.0f;
+      } else {
         for (int64_t l = 0; l < kLanes; ++l) {
           const int64_t o = group * lanes + lane + min64(l, count - 1);
           room.scale[b * kLanes + l] = p.gain ? p.gain[p.gain_count == 1 ? 0 : o] : 1.0f;
@@ -187,10 +189,10 @@ struct Gather {
             const int vectors = vectors_of(count);
             const float* panel = room.panel + b * panel_floats;
             for (int64_t a = 0; a < steps; ++a) {
-              room.steps[a].panel = panel + room.slots[a] * part_depth * vectors * Vec::width;
+              room.steps[a].panel = panel + room.slots[a] * cells(part_depth) * vectors * Vec::width;
             }
             TileOutput out;
-            out.scale = p.gain && !gradient ? room.scale + b * kLanes : nullptr;
+            out.scale = p.gain && (!gradient || p.gain_count == 1) ? room.scale + b * kLanes : nullptr;
             out.bias = p.bias && !gradient ? room.bias + b * kLanes : nullptr;
             out.first = k0 == 0;
             out.last = k1 == depth;
@@ -257,6 +259,14 @@ struct Gather {
   }
 };
 
+#if defined(WAT_BF16_PAIRS)
+
+bool dense_forward(const ConvProblem& p, const DensePlan& plan) { return Gather<uint16_t>(p, plan, false).run(); }
+
+bool dense_data_gradient(const ConvProblem& p, const DensePlan& plan) { return Gather<uint16_t>(p, plan, true).run(); }
+
+#else
+
 bool dense_forward(const ConvProblem& p, const DensePlan& plan) {
   return p.bf16 ? Gather<uint16_t>(p, plan, false).run() : Gather<float>(p, plan, false).run();
 }
@@ -264,5 +274,7 @@ bool dense_forward(const ConvProblem& p, const DensePlan& plan) {
 bool dense_data_gradient(const ConvProblem& p, const DensePlan& plan) {
   return p.bf16 ? Gather<uint16_t>(p, plan, true).run() : Gather<float>(p, plan, true).run();
 }
+
+#endif
 
 }  // namespace wat::WAT_ISA

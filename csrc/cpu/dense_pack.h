@@ -3,6 +3,7 @@
 #pragma once
 
 #include "conv_problem.h"
+#include "operand.h"
 #include "noise.h"
 
 namespace wat::WAT_ISA {
@@ -13,7 +14,7 @@ constexpr int kNoiseChannels = 64;  // input channels at a time with noise: what
 static inline int64_t pack_channels(const ConvProblem& p) {
   const int64_t fit = (96 << 10) / static_cast<int64_t>(sizeof(float) * Vec::width * p.K);
   const int64_t wanted = p.noise ? kNoiseChannels : Vec::width;
-  return fit >= wanted ? wanted : fit >= 1 ? fit : 1;
+  return fit >= wanted ? wanted : fit >= kCell ? fit / kCell * kCell : kCell;
 }
 
 // floats of scratch that a PackBuffer needs
@@ -103,43 +104,48 @@ static inline void for_each_block(const ConvProblem& p, const TapRow& row, const
   }
 }
 
-// The panel of a sum over columns of the weight, the forward's, [active tap][column k0..k1][lanes]: `outputs` rows from o0
-// (absolute) on, vectors * width lanes. If the convolution is transposed, columns are outputs, and SW is scaled by the gain.
+// The panel of a sum over columns of the weight, the forward's, [active tap][cell of columns k0..k1][lanes]: `outputs` rows
+// from o0 (absolute) on, vectors * width lanes. If the convolution is transposed, columns are outputs, and SW is scaled here by
+// a gain for each channel.
 template <class T>
 static void pack_over_columns(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t o0, int64_t outputs,
                          int vectors, int64_t k0, int64_t k1, float* panel, float* scratch) {
-  const int64_t lanes = vectors * Vec::width, depth = k1 - k0;
-  const float* gain = p.transposed ? p.gain : nullptr;
-  if (gain && p.gain_count > 1) gain += o0 / p.og * p.I;  // of the group
+  const int64_t lanes = vectors * Vec::width, depth = cells(k1 - k0);
+  const float* gain = p.transposed && p.gain && p.gain_count > 1 ? p.gain + o0 / p.og * p.I : nullptr;  // of the group
   for (int v = 0; v < vectors; ++v) {
     const int count = static_cast<int>(max64(0, min64(Vec::width, outputs - v * Vec::width)));
     for_each_block<T>(p, row, noise, o0 + v * Vec::width, count, k0, k1, scratch,
                       [&](int j, int64_t i, int64_t inputs, const WeightBlock& block, int entries, const float* eps) {
-                        float* to = panel + (j * depth + i - k0) * lanes + v * Vec::width;
-                        for (int64_t c = 0; c < inputs; ++c) {
-                          Vec value = mix(block, row, c, j, entries);
-                          if (eps) value = value * Vec::load(eps + c * Vec::width);
-                          if (gain) value = value * Vec::set(gain[p.gain_count > 1 ? i + c : 0]);
-                          value.store(to + c * lanes);
+                        float* to = panel + (j * depth + (i - k0) / kCell) * lanes + v * Vec::width;
+                        for (int64_t c = 0; c < inputs; c += kCell, to += lanes) {
+                          Vec value[kCell];
+                          for (int64_t half = 0; half < kCell; ++half) {
+                            value[half] = c + half < inputs ? mix(block, row, c + half, j, entries) : Vec::zero();
+                            if (c + half < inputs && eps) {
+                              value[half] = value[half] * Vec::load(eps + (c + half) * Vec::width);
+                            }
+                            if (c + half < inputs && gain) value[half] = value[half] * Vec::set(gain[i + c + half]);
+                          }
+                          make_cells(value).store(to);
                         }
                       });
   }
 }
 
-// The panel of a sum over rows of the weight, the data gradient's, [active tap][row k0..k1][lanes]: `inputs` columns from i0
-// on; k counts inside the group whose first row is `group_o`. Where rows are outputs, SW is scaled by the gain here.
+// The panel of a sum over rows of the weight, the data gradient's, [active tap][cell of rows k0..k1][lanes]: `inputs` columns
+// from i0 on; k counts inside the group whose first row is `group_o`. Where rows are outputs, SW is scaled here by a gain for
+// each channel.
 template <class T>
 static void pack_over_rows(const ConvProblem& p, const TapRow& row, const NoiseStream& noise, int64_t group_o,
                                int64_t i0, int64_t inputs, int vectors, int64_t k0, int64_t k1, float* panel,
                                float* scratch) {
-  const int64_t lanes = vectors * Vec::width, depth = k1 - k0;
+  const int64_t lanes = vectors * Vec::width, depth = cells(k1 - k0);
   if (inputs < lanes) memset(panel, 0, sizeof(float) * tap_count(row) * depth * lanes);
   for (int64_t k = k0; k < k1; k += Vec::width) {
     const int count = static_cast<int>(min64(Vec::width, k1 - k));
     const int64_t o0 = group_o + k;
-    const bool scaled = p.gain && !p.transposed;
-    Vec gain = Vec::set(1.0f);
-    if (scaled) gain = p.gain_count == 1 ? Vec::set(p.gain[0]) : Vec::load(p.gain + o0, count);
+    const bool scaled = p.gain && !p.transposed && p.gain_count > 1;
+    const Vec gain = scaled ? count == Vec::width ? Vec::load(p.gain + o0) : Vec::load(p.gain + o0, count) : Vec::zero();
     for_each_block<T>(p, row, noise, o0, count, i0, i0 + inputs, scratch,
                       [&](int j, int64_t i, int64_t n, const WeightBlock& block, int entries, const float* eps) {
                         for (int64_t c = 0; c < n; c += Vec::width) {
@@ -151,12 +157,13 @@ static void pack_over_rows(const ConvProblem& p, const TapRow& row, const NoiseS
                             if (scaled) rows[r] = rows[r] * gain;
                           }
                           transpose(rows);
-                          float* to = panel + (j * depth + k - k0) * lanes + (i - i0) + c;
-                          for (int r = 0; r < count; ++r) {
+                          float* to = panel + (j * depth + (k - k0) / kCell) * lanes + (i - i0) + c;
+                          for (int r = 0; r < count; r += kCell, to += lanes) {  // rows from `count` on are zero
+                            const Vec value = make_cells(rows + r);
                             if (width == Vec::width) {
-                              rows[r].store(to + r * lanes);
+                              value.store(to);
                             } else {
-                              rows[r].store(to + r * lanes, width);
+                              value.store(to, width);
                             }
                           }
                         }

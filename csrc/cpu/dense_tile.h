@@ -4,13 +4,15 @@
 // the other: with AVX-512 14 x 2 of the 32 registers accumulate, 16 loads feed 28 multiply-adds.
 #pragma once
 
+#include "operand.h"
+
 namespace wat::WAT_ISA {
 
 constexpr int kTileRows = Vec::width == 16 ? 14 : 6;  // 16 registers hold 6 x 2 accumulators and the operands
 constexpr int kTileVectors = 2;
 constexpr int kLanes = kTileVectors * Vec::width;     // channels of one tile
 
-// One tap of a gather tile: its panel (depth, lanes) and where its channels lie relative to a pixel's origin.
+// One tap of a gather tile: its panel of cells (cells(depth), lanes) and where its channels lie relative to a pixel's origin.
 struct TapStep {
   const float* panel;
   int64_t offset;
@@ -24,6 +26,20 @@ struct TileOutput {
   bool first, last;    // first: the sum starts at zero; last: it goes to the destination
   int lanes;           // lanes to store
 };
+
+// One step: a cell of each row times a line of a panel. `odd`: of half a cell, the last of an odd depth.
+template <int R, int V, bool odd, class T>
+WAT_INLINE void gather_step(const T* const* row, int64_t k, const float* panel, Vec (&sum)[R][V]) {
+  Vec weight[V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) weight[v] = Vec::load(panel + v * Vec::width);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const Vec value = spread<odd>(row[r] + k);
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) sum[r][v] = multiply_cells(value, weight[v], sum[r][v]);
+  }
+}
 
 // sum[r][lane] = over taps, over k < depth: source[r][tap.offset + k] * tap.panel[k][lane]
 template <int R, int V, class T>
@@ -42,17 +58,12 @@ static __attribute__((noinline)) void gather_tile(const T* const* sources, T* co
     const T* row[R];
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) row[r] = sources[r] + taps[tap].offset;
-    for (int64_t k = 0; k < depth; ++k) {
-      Vec weight[V];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) weight[v] = Vec::load(panel + v * Vec::width);
-      panel += V * Vec::width;
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const Vec value = Vec::set(load_one(row[r] + k));
-#pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) sum[r][v] = fma(value, weight[v], sum[r][v]);
-      }
+    int64_t k = 0;
+    for (; k + kCell <= depth; k += kCell, panel += V * Vec::width) {
+      gather_step<R, V, false>(row, k, panel, sum);
+    }
+    if constexpr (kCell > 1) {
+      if (k < depth) gather_step<R, V, true>(row, k, panel, sum);
     }
   }
   if (!out.last) {
@@ -109,9 +120,9 @@ static __attribute__((noinline)) void outer_tile(const T* x, const float* dy, co
     for (int v = 0; v < V; ++v) g[v] = Vec::load(gradient + v * Vec::width);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec value = Vec::set(load_one(row + r));
+      const Vec value = spread_cell(row + r);
 #pragma GCC unroll 2
-      for (int v = 0; v < V; ++v) sum[r][v] = fma(value, g[v], sum[r][v]);
+      for (int v = 0; v < V; ++v) sum[r][v] = multiply_cells(value, g[v], sum[r][v]);
     }
   }
 #pragma GCC unroll 16

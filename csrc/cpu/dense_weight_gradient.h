@@ -3,6 +3,9 @@
 // A task owns dPW of one block of output channels by a few register tiles of input channels, for all shadows and all
 // pixels: nothing is reduced across threads, so the result does not depend on them. Pixels come in blocks whose dy is
 // packed into the first cache; for each active tap a list of (dy, x) pairs names the pixels that do not fall on padding.
+//
+// Where a cell is two bf16 (operand.h) it holds the same pixel of two images, which meet the same taps at the same
+// offsets: the lists are those of one image, and the part of x that a block reads is packed beside its dy.
 #pragma once
 
 #include "dense.h"
@@ -16,6 +19,7 @@ constexpr int64_t kGradientPixels = 192;         // pixels of a block
 constexpr int64_t kListBytes = 256 << 10;        // lists of one block
 constexpr int64_t kGradientBytes = 512 << 10;    // dSW of a task; twice more for its earlier blocks and for dPW
 constexpr int64_t kBlocksAtOnce = 64;            // blocks added up before they are added to the sum of all others
+constexpr int64_t kWindowBytes = 128 << 10;      // packed x of a block, where a cell is two numbers
 constexpr int64_t kTilesATask = 2;               // input-channel tiles that share one packed dy
 
 template <class T>
@@ -29,12 +33,14 @@ struct WeightGradient {
   int64_t most_inputs;      // of a task
   int64_t pixels;           // of a block
   int64_t images, lines, columns;  // a block of pixels: whole images, or lines of one, or a piece of one line
+  int64_t s_n, s_h, s_w;    // strides of the x that lists point into: the tensor's, or those of its packed window
+  int64_t window;           // cells of the packed window
 
   WeightGradient(const ConvProblem& problem, int the_workers) : p(problem), workers(the_workers) {
     blocks = (p.og + kLanes - 1) / kLanes;
     tile_rows = max64(1, min64(kTileRows, kGradientBytes / (p.K * kLanes * static_cast<int64_t>(sizeof(float)))));
     tiles = (p.I + tile_rows - 1) / tile_rows;
-    const int64_t together = tile_rows < kTileRows ? 1 : kTilesATask;
+    const int64_t together = tile_rows < kTileRows ? 1 : kCell > 1 && p.K == 1 ? 2 * kTilesATask : kTilesATask;
     tile_groups = (tiles + together - 1) / together;
     most_inputs = 0;
     for (int64_t i = 0; i < tile_groups; ++i) {
@@ -43,8 +49,26 @@ struct WeightGradient {
     pixels = min64(kGradientPixels, max64(4, kListBytes / (p.K * static_cast<int64_t>(sizeof(PixelPair)))));
     columns = min64(p.OW, pixels);
     lines = max64(1, min64(p.OH, pixels / columns));
-    images = p.OH * p.OW <= pixels ? max64(1, min64(p.chunk, pixels / (p.OH * p.OW))) : 1;
+    images = p.OH * p.OW <= pixels ? max64(1, min64(cells(p.chunk), pixels / (p.OH * p.OW))) : 1;
+    s_n = p.x_n, s_h = p.x_h, s_w = p.x_w, window = 0;
+    if constexpr (kCell > 1) {
+      set_window();
+      while (!fits() && images * lines * columns > 1) {
+        int64_t& longest = images > 1 ? images : lines > 1 ? lines : columns;
+        longest = (longest + 1) / 2;
+        set_window();
+      }
+    }
   }
+
+  void set_window() {
+    s_w = (most_inputs + Vec::width - 1) / Vec::width * Vec::width;
+    s_h = min64(p.W, (columns - 1) * p.stride_w + (p.kw - 1) * p.dilation_w + 1) * s_w;
+    s_n = min64(p.H, (lines - 1) * p.stride_h + (p.kh - 1) * p.dilation_h + 1) * s_h;
+    window = images * s_n;
+  }
+
+  bool fits() const { return window * static_cast<int64_t>(sizeof(float)) <= kWindowBytes; }
 
   int64_t first_tile(int64_t tile_group) const { return tile_group * tiles / tile_groups; }
   int64_t last_tile(int64_t tile_group) const { return (tile_group + 1) * tiles / tile_groups; }
@@ -55,6 +79,7 @@ struct WeightGradient {
     float* earlier;  // the same of blocks that have been added up
     float* dpw;      // (inputs, K, kLanes) or (K, inputs, kLanes), as the weight lies in memory
     float* dy;       // (pixels, kLanes)
+    float* x;        // (window,)
     float* pack;
     double* column_sums;  // (kLanes,) of dy
     PixelPair* pairs;    // (active tap, pixels)
@@ -63,7 +88,7 @@ struct WeightGradient {
   };
 
   size_t worker_bytes() const {
-    const int64_t floats = 3 * p.K * most_inputs * kLanes + pixels * kLanes + pack_scratch(p) + 2 * kLanes;
+    const int64_t floats = 3 * p.K * most_inputs * kLanes + pixels * kLanes + window + pack_scratch(p) + 2 * kLanes;
     const size_t bytes = floats * sizeof(float) + p.K * pixels * sizeof(PixelPair) +
                          (p.K + 2 * (p.kh + p.kw) + 4) * sizeof(int64_t);
     return (bytes + 63) / 64 * 64;
@@ -75,7 +100,8 @@ struct WeightGradient {
     room.earlier = room.dsw + p.K * most_inputs * kLanes;
     room.dpw = room.earlier + p.K * most_inputs * kLanes;
     room.dy = room.dpw + p.K * most_inputs * kLanes;
-    room.column_sums = reinterpret_cast<double*>(room.dy + pixels * kLanes);
+    room.x = room.dy + pixels * kLanes;
+    room.column_sums = reinterpret_cast<double*>(room.x + window);
     room.pack = reinterpret_cast<float*>(room.column_sums + kLanes);
     room.pairs = reinterpret_cast<PixelPair*>(room.pack + pack_scratch(p));
     room.counts = reinterpret_cast<int64_t*>(room.pairs + p.K * pixels);
@@ -124,7 +150,7 @@ struct WeightGradient {
         for (int64_t h = high[0]; h < high[1]; ++h) {
           for (int64_t w = wide[0]; w < wide[1]; ++w) {
             pair->dy = ((n * (h1 - h0) + h) * width + w) * lanes;
-            pair->x = n * p.x_n + (h * p.stride_h + r * p.dilation_h) * p.x_h + (w * p.stride_w + c * p.dilation_w) * p.x_w;
+            pair->x = n * s_n + (h * p.stride_h + r * p.dilation_h) * s_h + (w * p.stride_w + c * p.dilation_w) * s_w;
             ++pair;
           }
         }
@@ -134,21 +160,26 @@ struct WeightGradient {
     }
   }
 
-  void pack_dy(int64_t o, int64_t count, int64_t n0, int64_t n1, int64_t h0, int64_t h1, int64_t w0, int64_t w1,
-               int vectors, bool sums, const Room& room) const {
+  // Elements from the first image of a cell to its second; 0 where there is none.
+  int64_t to_second(int64_t n, int64_t stride) const { return kCell * n + 1 < p.chunk ? stride : 0; }
+
+  // n counts the cells of the shadow's images.
+  void pack_dy(int64_t o, int64_t count, int64_t shadow, int64_t n0, int64_t n1, int64_t h0, int64_t h1, int64_t w0,
+               int64_t w1, int vectors, bool sums, const Room& room) const {
     float* to = room.dy;
     Vec total[kTileVectors];
     for (int v = 0; v < vectors; ++v) total[v] = Vec::zero();
     for (int64_t n = n0; n < n1; ++n) {
+      const int64_t second = to_second(n, p.y_n);
       for (int64_t h = h0; h < h1; ++h) {
-        const T* from = static_cast<const T*>(p.dy) + n * p.y_n + h * p.y_h + w0 * p.y_w + o;
+        const T* from = static_cast<const T*>(p.dy) + (shadow * p.chunk + kCell * n) * p.y_n + h * p.y_h + w0 * p.y_w + o;
         for (int64_t w = w0; w < w1; ++w, from += p.y_w, to += vectors * Vec::width) {
           for (int v = 0; v < vectors; ++v) {
-            const int64_t left = count - v * Vec::width;
-            const Vec value = left >= Vec::width ? load_vec(from + v * Vec::width)
-                                                 : load_vec(from + v * Vec::width, static_cast<int>(left));
+            const T* at = from + v * Vec::width;
+            const int left = static_cast<int>(min64(Vec::width, count - v * Vec::width));
+            const Vec value = make_cells(at, second ? at + second : nullptr, left);
             value.store(to + v * Vec::width);
-            if (sums) total[v] = total[v] + value;
+            if (sums) total[v] = total[v] + sum_cells(value);
           }
         }
       }
@@ -157,6 +188,35 @@ struct WeightGradient {
     float lanes[kLanes];
     for (int v = 0; v < vectors; ++v) total[v].store(lanes + v * Vec::width);
     for (int l = 0; l < vectors * Vec::width; ++l) room.column_sums[l] += lanes[l];
+  }
+
+  // Where the first pixel of a block meets the first tap, at the first of `inputs` channels; it may lie on padding. With
+  // cells of two numbers, in the window of x that is packed here.
+  const Cell<T>* block_of_x(int64_t i0, int64_t inputs, int64_t shadow, int64_t n0, int64_t n1, int64_t h0, int64_t h1,
+                            int64_t w0, int64_t w1, const Room& room) const {
+    const int64_t h = h0 * p.stride_h - p.pad_top, w = w0 * p.stride_w - p.pad_left;
+    const T* x = static_cast<const T*>(p.x) + (shadow * p.chunk + kCell * n0) * p.x_n + i0;
+    if constexpr (kCell == 1) {
+      return x + h * p.x_h + w * p.x_w;
+    } else {
+      const int64_t top = max64(h, 0), left = max64(w, 0);
+      const int64_t bottom = min64(p.H, (h1 - 1) * p.stride_h - p.pad_top + (p.kh - 1) * p.dilation_h + 1);
+      const int64_t right = min64(p.W, (w1 - 1) * p.stride_w - p.pad_left + (p.kw - 1) * p.dilation_w + 1);
+      for (int64_t n = n0; n < n1; ++n, x += kCell * p.x_n) {
+        const int64_t second = to_second(n, p.x_n);
+        for (int64_t r = top; r < bottom; ++r) {
+          const T* from = x + r * p.x_h + left * p.x_w;
+          float* to = room.x + (n - n0) * s_n + (r - top) * s_h;
+          for (int64_t c = left; c < right; ++c, from += p.x_w, to += s_w) {
+            for (int64_t i = 0; i < inputs; i += Vec::width) {
+              const int count = static_cast<int>(min64(Vec::width, inputs - i));
+              make_cells(from + i, second ? from + i + second : nullptr, count).store(to + i);
+            }
+          }
+        }
+      }
+      return room.x + (h - top) * s_h + (w - left) * s_w;
+    }
   }
 
   // dSW of the blocks since the last call, `floats` of it, to what was found before.
@@ -183,17 +243,17 @@ struct WeightGradient {
       for (int64_t w0 = 0; w0 < p.OW; w0 += columns) {
         const int64_t w1 = min64(w0 + columns, p.OW);
         make_lists(row, h0, h1, w0, w1, vectors, lists_valid, room);
-        for (int64_t n0 = shadow * p.chunk; n0 < (shadow + 1) * p.chunk; n0 += images) {
-          const int64_t n1 = min64(n0 + images, (shadow + 1) * p.chunk);
-          pack_dy(o, count, n0, n1, h0, h1, w0, w1, vectors, sums, room);
-          const T* x = static_cast<const T*>(p.x) + n0 * p.x_n + (h0 * p.stride_h - p.pad_top) * p.x_h +
-                       (w0 * p.stride_w - p.pad_left) * p.x_w + group * p.I;
+        for (int64_t n0 = 0; n0 < cells(p.chunk); n0 += images) {
+          const int64_t n1 = min64(n0 + images, cells(p.chunk));
+          pack_dy(o, count, shadow, n0, n1, h0, h1, w0, w1, vectors, sums, room);
+          const Cell<T>* x = block_of_x(group * p.I + i0, inputs, shadow, n0, n1, h0, h1, w0, w1, room);
           for (int j = 0; j < active; ++j) {
             for (int64_t tile = first_tile(tile_group); tile < last_tile(tile_group); ++tile) {
               const int64_t i = input_of_tile(tile);
               const int size = static_cast<int>(input_of_tile(tile + 1) - i);
-              outer_tile_of<T>(size, vectors)(x + i, room.dy, room.pairs + j * pixels, room.counts[j] * (n1 - n0),
-                                              room.dsw + (j * inputs + i - i0) * lanes, lanes, first);
+              outer_tile_of<Cell<T>>(size, vectors)(x + i - i0, room.dy, room.pairs + j * pixels,
+                                                    room.counts[j] * (n1 - n0), room.dsw + (j * inputs + i - i0) * lanes,
+                                                    lanes, first);
             }
           }
           first = ++blocks_here == kBlocksAtOnce;
@@ -436,7 +496,12 @@ bool dense_weight_gradient(const ConvProblem& problem, int workers) {
     p.dy = problem.x, p.y_n = problem.x_n, p.y_h = problem.x_h, p.y_w = problem.x_w;
     p.H = problem.OH, p.W = problem.OW, p.OH = problem.H, p.OW = problem.W;
   }
+#if defined(WAT_BF16_PAIRS)
+  const WeightGradient<uint16_t> pass(p, workers);
+  return pass.fits() ? pass.run() : avx512::dense_weight_gradient(problem, workers);
+#else
   return p.bf16 ? WeightGradient<uint16_t>(p, workers).run() : WeightGradient<float>(p, workers).run();
+#endif
 }
 
 }  // namespace wat::WAT_ISA

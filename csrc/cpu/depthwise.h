@@ -8,7 +8,7 @@
 
 namespace wat {
 
-WAT_DECLARE(bool depthwise_forward(const ConvProblem& p, const DensePlan& plan))
-WAT_DECLARE(bool depthwise_backward(const ConvProblem& p, const DensePlan& plan))
+WAT_DECLARE_BF16(bool depthwise_forward(const ConvProblem& p, const DensePlan& plan))
+WAT_DECLARE_BF16(bool depthwise_backward(const ConvProblem& p, const DensePlan& plan))
 
 }  // namespace wat

@@ -11,6 +11,7 @@ bool runs(Isa isa) {
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (isa == Isa::avx2) return avx2;
+  if (isa == Isa::avx512bf16) return runs(Isa::avx512) && __builtin_cpu_supports("avx512bf16");
   if (isa == Isa::avx512) {
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -19,7 +20,7 @@ bool runs(Isa isa) {
   return isa == Isa::portable;
 }
 
-constexpr Isa kBestFirst[] = {Isa::avx512, Isa::avx2, Isa::portable};
+constexpr Isa kBestFirst[] = {Isa::avx512bf16, Isa::avx512, Isa::avx2, Isa::portable};
 
 bool find(const char* name, Isa* found) {
   for (Isa isa : kBestFirst) {
@@ -51,7 +52,8 @@ Isa& current() {
 Isa isa() { return current(); }
 
 const char* isa_name(Isa isa) {
-  return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "portable";
+  constexpr const char* kNames[] = {"portable", "avx2", "avx512", "avx512bf16"};
+  return kNames[static_cast<int>(isa)];
 }
 
 bool set_isa(const char* name) { return find(name, &current()); }

@@ -94,7 +94,7 @@ Tensor forward(const Tensor x_, const Tensor weight_, const std::optional<Tensor
   p.y = y.mutable_data_ptr();
   huge_pages(p.y, y.numel() * y.element_size());
   p.y_row = p.out;
-  WAT_CHECK(WAT_PICK(linear_forward)(p), kNoScratch);
+  WAT_CHECK(WAT_PICK_BF16(linear_forward, p.bf16)(p), kNoScratch);
   return y;
 }
 
@@ -136,7 +136,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor dy_, const Tens
     if (mask[1] || want_dgain) p.dweight = dweight.mutable_data_ptr(), p.dweight_row = p.in;
     if (mask[2]) p.dbias = static_cast<float*>(dbias.mutable_data_ptr());
     if (want_dgain) p.dgain_partial = static_cast<float*>(partial.mutable_data_ptr());
-    WAT_CHECK(WAT_PICK(linear_backward)(p), kNoScratch);
+    WAT_CHECK(WAT_PICK_BF16(linear_backward, p.bf16)(p), kNoScratch);
   }
 
   if (mask[2] && p.bf16) dbias = torch::stable::to(dbias, ScalarType::BFloat16);

@@ -52,7 +52,7 @@ static inline GridDraw grid_draw(const LinearProblem& p, int64_t shadow) {
 }
 
 // False when scratch memory runs out.
-WAT_DECLARE(bool linear_forward(const LinearProblem& p))
-WAT_DECLARE(bool linear_backward(const LinearProblem& p))
+WAT_DECLARE_BF16(bool linear_forward(const LinearProblem& p))
+WAT_DECLARE_BF16(bool linear_backward(const LinearProblem& p))
 
 }  // namespace wat

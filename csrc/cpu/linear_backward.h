@@ -34,23 +34,26 @@ struct BackwardCut {
 };
 
 struct BackwardScratch {
-  float* sw;      // [columns / kTileCols][rows of a block][kTileCols], times gain
+  float* sw;      // [columns / kTileCols][cells of rows of a block][kTileCols], times gain
   float* eps;     // [rows of a block][stride]
   float* dsw;     // [rows of a block][stride]: dy^T x of the shadow
   float* sum;     // [rows of a block][stride]: gain * dsw * eps over shadows, in the weight's own order
-  float* x;       // [columns / kTileCols][chunk][kTileCols]
-  float* dy;      // [chunk][kBackwardRow]
+  float* x;       // [columns / kTileCols][cells of chunk][kTileCols]
+  float* dy;      // [chunk][kBackwardRow / kCell], cells along a row, for dx
+  float* dy_down;  // [cells of chunk][kBackwardRow], cells along a column, for dweight; the same where a cell is one number
   float* line;    // [stride]
+  float* open;    // [stride]: a row of SW whose cells wait for the next one
   float* dx;      // [kDxFloatsBf16 / stride][stride], bf16 only
 
   static constexpr size_t kBlock = 32768;
   static size_t floats(const BackwardCut& cut, bool bf16) {
-    return 4 * kBlock + cut.chunk * cut.stride + cut.chunk * kBackwardRow + cut.stride +
+    return 4 * kBlock + cut.chunk * cut.stride + cut.chunk * kBackwardRow + 2 * cut.stride +
            (bf16 ? kDxFloatsBf16 : 0);
   }
   BackwardScratch(float* s, const BackwardCut& cut)
       : sw(s), eps(sw + kBlock), dsw(eps + kBlock), sum(dsw + kBlock), x(sum + kBlock), dy(x + cut.chunk * cut.stride),
-        line(dy + cut.chunk * kBackwardRow), dx(line + cut.stride) {}
+        dy_down(kCell == 1 ? dy : dy + cut.chunk * kBackwardRow / kCell), line(dy + cut.chunk * kBackwardRow),
+        open(line + cut.stride), dx(open + cut.stride) {}
 };
 
 // Where indices [first, last) of the weight lie in SW: [low, low + n), shown in reverse order under a flip.
@@ -72,6 +75,9 @@ struct BackwardTask {
   bool dx, dweight;
 };
 
+// Where SW is rounded, one gain for all is not in it: it scales dx.
+static inline bool scales_dx(const LinearProblem& p) { return kCell > 1 && p.gain_count == 1; }
+
 // eps, and SW times gain, of the block `rows` x `cols` of SW
 static inline void make_block(const LinearProblem& p, const NoiseStream& noise, const GridAxis& out, const GridAxis& in,
                               const GridImage& rows, const GridImage& cols, bool want_sw, const BackwardCut& cut, const BackwardScratch& s) {
@@ -84,17 +90,65 @@ static inline void make_block(const LinearProblem& p, const NoiseStream& noise, 
     for (int64_t i = cols.n; i % kTileCols != 0; ++i) eps[i] = 0.0f;
     if (!want_sw) continue;
     const float* weight = grid_row(p, out, in, o, cols.low, cols.n, s.line);
-    const Vec gain = Vec::set(linear_gain(p, o));
-    float* to = s.sw + j * kTileCols;
+    const Vec gain = Vec::set(scales_dx(p) ? 1.0f : linear_gain(p, o));
+    const bool opens = j % kCell == 0, closes = j % kCell == kCell - 1 || j + 1 == rows.n;  // cells of SW
+    float* to = s.sw + j / kCell * kTileCols;
     for (int64_t i = 0; i < cols.n; i += W) {
       const int64_t left = cols.n - i;
       const Vec w = left < W ? Vec::load(weight + i, static_cast<int>(left)) : Vec::load(weight + i);
-      (w * Vec::load(eps + i) * gain).store(to + i / kTileCols * kTileCols * cut.rows + i % kTileCols);
+      const Vec value = w * Vec::load(eps + i) * gain;
+      if (opens && !closes) {
+        value.store(s.open + i);
+        continue;
+      }
+      const Vec numbers[] = {opens ? value : Vec::load(s.open + i), opens ? Vec::zero() : value};
+      make_cells(numbers).store(to + i / kTileCols * kTileCols * cut.rows + i % kTileCols);
     }
     if ((cols.n + W - 1) / W % 2 == 1) {
       const int64_t i = (cols.n + W - 1) / W * W;
       Vec::zero().store(to + i / kTileCols * kTileCols * cut.rows + i % kTileCols);
     }
+  }
+}
+
+#if defined(WAT_BF16_PAIRS)
+
+static inline const uint16_t* row_of(const void* data, int64_t row, int64_t stride, int64_t first) {
+  return static_cast<const uint16_t*>(data) + row * stride + first;
+}
+
+static inline void pack_x(const LinearProblem& p, int64_t r0, int64_t rows, int64_t i, int64_t n, const BackwardCut& cut, const BackwardScratch& s) {
+  for (int64_t r = 0; r < rows; r += 2) {
+    const uint16_t* x = row_of(p.x, r0 + r, p.x_row, i);
+    const uint16_t* next = r + 1 < rows ? x + p.x_row : nullptr;
+    for (int64_t c = 0; c < (n + kTileCols - 1) / kTileCols * kTileCols; c += Vec::width) {
+      const int count = static_cast<int>(max64(0, min64(Vec::width, n - c)));
+      make_cells(x + c, next ? next + c : nullptr, count)
+          .store(s.x + c / kTileCols * kTileCols * cut.chunk + r / 2 * kTileCols + c % kTileCols);
+    }
+  }
+}
+
+// Columns o.. of `rows` rows of dy.
+static inline void pack_dy(const LinearProblem& p, const BackwardTask& t, int64_t r0, int64_t rows, int64_t o, int64_t n, const BackwardScratch& s) {
+  for (int64_t r = 0; t.dx && r < rows; ++r) {
+    copy_cells(row_of(p.dy, r0 + r, p.dy_row, o), n, s.dy + r * (kBackwardRow / kCell));
+  }
+  for (int64_t r = 0; t.dweight && r < rows; r += 2) {
+    const uint16_t* dy = row_of(p.dy, r0 + r, p.dy_row, o);
+    const uint16_t* next = r + 1 < rows ? dy + p.dy_row : nullptr;
+    for (int64_t c = 0; c < n; c += Vec::width) {
+      const int count = static_cast<int>(min64(Vec::width, n - c));
+      make_cells(dy + c, next ? next + c : nullptr, count).store(s.dy_down + r / 2 * kBackwardRow + c);
+    }
+  }
+}
+
+#else
+
+static inline void pack_dy(const LinearProblem& p, const BackwardTask&, int64_t r0, int64_t rows, int64_t o, int64_t n, const BackwardScratch& s) {
+  for (int64_t r = 0; r < rows; ++r) {
+    copy_as_float(p.dy, p.bf16, (r0 + r) * p.dy_row + o, n, s.dy + r * kBackwardRow);
   }
 }
 
@@ -113,6 +167,8 @@ static inline void pack_x(const LinearProblem& p, int64_t r0, int64_t rows, int6
     }
   }
 }
+
+#endif
 
 // dsw * eps of one shadow goes to dweight, or into the sum where there are more shadows or a grid.
 static inline void finish_shadow(const LinearProblem& p, const BackwardTask& t, const GridAxis& out, const GridAxis& in,
@@ -167,17 +223,15 @@ static inline void backward_block(const LinearProblem& p, const BackwardTask& t,
       const int64_t begin = max64(t.r0, shadow * p.chunk), end = min64(t.r1, (shadow + 1) * p.chunk);
       for (int64_t r = begin; r < end; r += cut.chunk) {
         const int64_t count = min64(cut.chunk, end - r);
-        for (int64_t j = 0; j < count; ++j) {
-          copy_as_float(p.dy, p.bf16, (r + j) * p.dy_row + rows.low, rows.n, s.dy + j * kBackwardRow);
-        }
+        pack_dy(p, t, r, count, rows.low, rows.n, s);
         if (t.dx) {
           float* dx = p.bf16 ? s.dx + (r - t.r0) * cut.stride : static_cast<float*>(p.dx) + r * p.dx_row + cols.low;
           const int64_t dx_row = p.bf16 ? cut.stride : p.dx_row;
           const bool add = p.bf16 || p.grid != nullptr || p0 > 0;
           for_each_tile(count, [&](int64_t row, int height) {
-            const TileFunction multiply = tile_of<kBackwardRow, 1>(height);
+            const TileFunction multiply = tile_of<kBackwardRow / kCell, 1>(height);
             for (int64_t c = 0; c < cols.n; c += kTileCols) {
-              multiply(rows.n, s.dy + row * kBackwardRow, s.sw + c * cut.rows, dx + row * dx_row + c, dx_row,
+              multiply(cells(rows.n), s.dy + row * (kBackwardRow / kCell), s.sw + c * cut.rows, dx + row * dx_row + c, dx_row,
                        static_cast<int>(min64(kTileCols, cols.n - c)), add);
             }
           });
@@ -189,7 +243,7 @@ static inline void backward_block(const LinearProblem& p, const BackwardTask& t,
           for_each_tile(rows.n, [&](int64_t row, int height) {
             const TileFunction multiply = tile_of<1, kBackwardRow>(height);
             for (int64_t c = 0; c < cols.n; c += kTileCols) {
-              multiply(count, s.dy + row, s.x + c * cut.chunk, s.dsw + row * cut.stride + c, cut.stride, kTileCols,
+              multiply(cells(count), s.dy_down + row, s.x + c * cut.chunk, s.dsw + row * cut.stride + c, cut.stride, kTileCols,
                        r > begin);
             }
           });
@@ -207,7 +261,11 @@ static inline void backward_block(const LinearProblem& p, const BackwardTask& t,
   for (int64_t r = t.r0; r < t.r1; ++r) {
     const GridDraw draw = grid_draw(p, r / p.chunk);
     const GridImage cols(GridAxis(p.in, draw.shift_in, draw.flip_in), t.q0, t.q1);
-    store_as(p.dx, true, r * p.dx_row + cols.low, s.dx + (r - t.r0) * cut.stride, cols.n);
+    float* dx = s.dx + (r - t.r0) * cut.stride;
+    if (scales_dx(p)) {
+      for (int64_t i = 0; i < cols.n; ++i) dx[i] *= p.gain[0];
+    }
+    store_as(p.dx, true, r * p.dx_row + cols.low, dx, cols.n);
   }
 }
 

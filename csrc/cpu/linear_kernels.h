@@ -77,7 +77,9 @@ static inline void store_as(void* data, bool bf16, int64_t first, const float* s
     return;
   }
   uint16_t* to = static_cast<uint16_t*>(data) + first;
-  for (int64_t j = 0; j < n; ++j) to[j] = to_bf16(source[j]);
+  int64_t j = 0;
+  for (; j + Vec::width <= n; j += Vec::width) store_vec(to + j, Vec::load(source + j));
+  for (; j < n; ++j) to[j] = to_bf16(source[j]);
 }
 
 constexpr int64_t kForwardCols = 256;      // most output columns of a task
@@ -112,9 +114,10 @@ static inline void pack_forward_panel(const LinearProblem& p, const NoiseStream&
       prefetch_row(p, out, in, o + c + j + 1, i, depth);
       const float* weight = grid_row(p, out, in, o + c + j, i, depth, buffer);
       noise_multiply(noise, static_cast<uint64_t>((o + c + j) * p.in + i), depth, weight, row);
+      to_cells(row, depth);
     }
     float* panel = s.panel + c / kTileCols * kTileCols * block + c % kTileCols;
-    for (int64_t k = 0; k < depth; k += W) transpose_block(s.rows + k, kForwardRow, panel + k * kTileCols, kTileCols);
+    for (int64_t k = 0; k < cells(depth); k += W) transpose_block(s.rows + k, kForwardRow, panel + k * kTileCols, kTileCols);
   }
 }
 
@@ -136,10 +139,10 @@ static inline void forward_block(const LinearProblem& p, int64_t shadow, int64_t
     const int64_t depth = min64(block, in.high - i);
     pack_forward_panel(p, noise, out, in, first, cols, i, depth, block, s);
     for_each_tile(r1 - r0, [&](int64_t row, int rows) {
-      for (int m = 0; m < rows; ++m) copy_as_float(p.x, p.bf16, (r0 + row + m) * p.x_row + i, depth, s.a + m * kForwardRow);
+      for (int m = 0; m < rows; ++m) copy_as_cells(p.x, p.bf16, (r0 + row + m) * p.x_row + i, depth, s.a + m * kForwardRow);
       const TileFunction multiply = tile_of<kForwardRow, 1>(rows);
       for (int64_t c = 0; c < cols; c += kTileCols) {
-        multiply(depth, s.a, s.panel + c * block, sums + row * sums_row + c, sums_row,
+        multiply(cells(depth), s.a, s.panel + c * block, sums + row * sums_row + c, sums_row,
                  static_cast<int>(min64(kTileCols, cols - c)), i > in.low);
       }
     });

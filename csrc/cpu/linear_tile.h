@@ -1,12 +1,13 @@
 // The inner loops of linear: a register tile, and the moves that bring operands into its layout. Include after
 // target_*.h.
 //
-//   A: fp32, element (m, k) at m * AM + k * AK; both strides are compile-time constants, so every address is a constant
+//   A: cells (operand.h), element (m, k) at m * AM + k * AK; both strides are compile-time constants, so every address is a constant
 //      offset from one pointer
-//   B: fp32 panel, [k][kTileCols]
+//   B: panel of cells, [k][kTileCols]
 #pragma once
 
 #include "noise_lanes.h"
+#include "operand.h"
 
 namespace wat::WAT_ISA {
 
@@ -25,9 +26,9 @@ static void tile(int64_t depth, const float* a, const float* b, float* c, int64_
     const Vec b0 = Vec::load(b), b1 = Vec::load(b + W);
 #pragma GCC unroll 16
     for (int m = 0; m < rows; ++m) {
-      const Vec value = Vec::set(a[m * AM]);
-      sum[m][0] = fma(value, b0, sum[m][0]);
-      sum[m][1] = fma(value, b1, sum[m][1]);
+      const Vec value = spread_cell(a + m * AM);
+      sum[m][0] = multiply_cells(value, b0, sum[m][0]);
+      sum[m][1] = multiply_cells(value, b1, sum[m][1]);
     }
     a += AK;
     b += kTileCols;
@@ -75,13 +76,24 @@ WAT_INLINE void for_each_tile(int64_t total, const F& f) {
 static inline const float* as_float(const void* data, bool bf16, int64_t first, int64_t n, float* buffer) {
   if (!bf16) return static_cast<const float*>(data) + first;
   const uint16_t* source = static_cast<const uint16_t*>(data) + first;
-  for (int64_t j = 0; j < n; ++j) buffer[j] = from_bf16(source[j]);
+  int64_t j = 0;
+  for (; j + Vec::width <= n; j += Vec::width) load_vec(source + j).store(buffer + j);
+  for (; j < n; ++j) buffer[j] = from_bf16(source[j]);
   return buffer;
 }
 
 static inline void copy_as_float(const void* data, bool bf16, int64_t first, int64_t n, float* to) {
   const float* source = as_float(data, bf16, first, n, to);
   if (source != to) memcpy(to, source, n * sizeof(float));
+}
+
+// n elements of a tensor from `first` on, as cells of neighbours.
+static inline void copy_as_cells(const void* data, bool bf16, int64_t first, int64_t n, float* to) {
+#if defined(WAT_BF16_PAIRS)
+  copy_cells(static_cast<const uint16_t*>(data) + first, n, to);
+#else
+  copy_as_float(data, bf16, first, n, to);
+#endif
 }
 
 static inline void reverse(const float* source, int64_t n, float* to) {

@@ -11,6 +11,7 @@
 #define WAT_TARGET_IS_portable 1
 #define WAT_TARGET_IS_avx2 2
 #define WAT_TARGET_IS_avx512 3
+#define WAT_TARGET_IS_avx512bf16 3  // the same integers
 #define WAT_TARGET_JOIN2(a, b) a##b
 #define WAT_TARGET_JOIN(a, b) WAT_TARGET_JOIN2(a, b)
 #define WAT_TARGET WAT_TARGET_JOIN(WAT_TARGET_IS_, WAT_ISA)

@@ -1,7 +1,10 @@
-// The avx512 target. Include as isa.h says: everything after this header is compiled for it.
+// The avx512 target, and what target_avx512bf16.h shares with it. Include as isa.h says: everything after this header is
+// compiled for it.
 #pragma once
 
+#if !defined(WAT_ISA)
 #define WAT_ISA avx512
+#endif
 
 #include <cmath>
 #include <cstdint>
@@ -9,14 +12,21 @@
 #include <immintrin.h>
 
 #if defined(__clang__)
+#if defined(WAT_BF16_PAIRS)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2"))), apply_to = function)
+#else
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2"))), apply_to = function)
+#endif
 #else
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c,bmi2")
+#if defined(WAT_BF16_PAIRS)
+#pragma GCC target("avx512bf16")
+#endif
 #endif
 
 #define WAT_INLINE inline __attribute__((always_inline))
 
-namespace wat::avx512 {
+namespace wat::WAT_ISA {
 
 struct Vec {
   static constexpr int width = 16;
@@ -64,6 +74,6 @@ WAT_INLINE void transpose(Vec* r) {
   }
 }
 
-}  // namespace wat::avx512
+}  // namespace wat::WAT_ISA
 
 #include "vec_common.h"

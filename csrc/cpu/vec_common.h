@@ -25,6 +25,7 @@ WAT_INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 // Typed access, so that one template serves fp32 and bf16 tensors. n < width touches only n elements.
 WAT_INLINE Vec load_vec(const float* p) { return Vec::load(p); }
 WAT_INLINE Vec load_vec(const float* p, int n) { return Vec::load(p, n); }
+#if !defined(WAT_BF16_LOADS)
 WAT_INLINE Vec load_vec(const uint16_t* p, int n) {
   float buffer[Vec::width] = {};
   for (int i = 0; i < n; ++i) buffer[i] = from_bf16(p[i]);
@@ -35,14 +36,15 @@ WAT_INLINE Vec load_vec(const uint16_t* p) {
   for (int i = 0; i < Vec::width; ++i) buffer[i] = from_bf16(p[i]);
   return Vec::load(buffer);
 }
-WAT_INLINE void store_vec(float* p, Vec v) { v.store(p); }
-WAT_INLINE void store_vec(float* p, Vec v, int n) { v.store(p, n); }
 WAT_INLINE void store_vec(uint16_t* p, Vec v, int n) {
   float buffer[Vec::width];
   v.store(buffer);
   for (int i = 0; i < n; ++i) p[i] = to_bf16(buffer[i]);
 }
 WAT_INLINE void store_vec(uint16_t* p, Vec v) { store_vec(p, v, Vec::width); }
+#endif
+WAT_INLINE void store_vec(float* p, Vec v) { v.store(p); }
+WAT_INLINE void store_vec(float* p, Vec v, int n) { v.store(p, n); }
 WAT_INLINE float load_one(const float* p) { return *p; }
 WAT_INLINE float load_one(const uint16_t* p) { return from_bf16(*p); }
 

@@ -24,7 +24,7 @@ _OPS = (
 _ENVIRONMENT = {
     "WAT_BACKEND": "overrides backend='auto' in every op",
     "WAT_CACHE_DIR": "folder in which `watnn check` keeps its answer, and auto looks for it",
-    "WAT_CPU_ISA": "avx512, avx2 or portable: the instruction set of the native backend",
+    "WAT_CPU_ISA": "avx512bf16, avx512, avx2 or portable: the instruction set of the native backend",
     "WAT_SKIP_NATIVE": "1 at install time: no compiled CPU backend",
     "WAT_FORCE_NATIVE": "1 at install time: fail where the native backend does not build",
     "WAT_SKIP_CUDA": "1 at install time: no compiled CUDA backend",
@@ -136,6 +136,11 @@ def _environment(name: str, effect: str) -> str:
 def _libraries() -> list[tuple[str, str]]:
     """Of each compiled library: whether and from where it is loaded, or why not."""
     return [
-        (name, f"{'loaded' if library.available else 'not loaded'}: {library.reason}")
+        (name, f"{'loaded' if library.available else 'not loaded'}: {library.reason}{_instruction_set(name)}")
         for name, library in LIBRARIES.items()
     ]
+
+
+def _instruction_set(library: str) -> str:
+    in_use = torch.ops.wat_kernels.native_isa("") if library == "native" and LIBRARIES[library].available else ""
+    return in_use and f" ({in_use})"

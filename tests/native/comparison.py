@@ -18,9 +18,16 @@ def tried_at_length(examples=5000):
     return settings(max_examples=examples, **_ALWAYS)
 
 
+def tolerance(dtype):
+    """With products of bf16, SW is rounded once, as it would be in a tensor."""
+    of_sum, of_result = TOLERANCES[dtype]
+    rounded = dtype == torch.bfloat16 and torch.ops.wat_kernels.native_isa("") == "avx512bf16"
+    return (of_sum + 2**-8 * 1.01 if rounded else of_sum), of_result
+
+
 def compare(results, right, sizes):
     """y, dx, dweight, dbias and dgain against fp64. sizes: the sums of absolute values that each number adds up"""
-    of_sum, of_result = TOLERANCES[results[0].dtype]
+    of_sum, of_result = tolerance(results[0].dtype)
     names = ("y", "dx", "dweight", "dbias", "dgain")
     for name, got, wanted, size in zip(names, results, right, sizes, strict=True):
         if wanted is None:

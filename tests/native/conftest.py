@@ -16,7 +16,7 @@ def runs(isa: str) -> bool:
     return True
 
 
-ISAS = [name for name in ("avx512", "avx2", "portable") if NATIVE.available and runs(name)]
+ISAS = [name for name in ("avx512bf16", "avx512", "avx2", "portable") if NATIVE.available and runs(name)]
 
 
 @pytest.fixture(params=ISAS)

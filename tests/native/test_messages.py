@@ -57,7 +57,7 @@ def test_linear():
 
 @needs_native
 def test_instruction_set():
-    expected = "native_isa: isa=mmx is not one of avx512, avx2, portable or this processor does not have it"
+    expected = "native_isa: isa=mmx is not one of avx512bf16, avx512, avx2, portable or this processor does not have it"
     assert message_of(lambda: torch.ops.wat_kernels.native_isa("mmx")) == expected
 
 

@@ -154,6 +154,60 @@ def test_without_vector_instructions_auto_takes_the_library_where_that_is_faster
 
 
 @pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
+@pytest.mark.parametrize(
+    "units, own, large_goes_to",
+    [
+        ("", "", "native"),
+        ("avx512bf16", "avx512bf16", "native"),
+        ("avx512bf16", "", "library"),
+        ("amx", "", "library"),
+        ("amx", "avx512bf16", "library"),
+    ],
+)
+def test_where_only_torch_has_bf16_units_auto_takes_the_library_for_large_bf16_convolutions(
+    monkeypatch, units, own, large_goes_to
+):
+    backends = BACKENDS["shadow_conv2d"]
+    monkeypatch.setattr(backends["native"], "BF16_UNITS", units)
+    monkeypatch.setattr(backends["native"], "NATIVE_BF16_UNITS", own)
+    monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", False)
+
+    def taken(dtype, **call):
+        return dispatch.choose("shadow_conv2d", backends, "auto", "auto", dispatch.Call("cpu", dtype, (3, 3), **call))
+
+    large = {"in_channels": 64, "out_channels": 64, "rows": 2**14}
+    assert taken(torch.bfloat16, **large) == large_goes_to
+    assert taken(torch.float32, **large) == "native"
+    assert taken(torch.bfloat16, **large, groups=64) == "native"
+    assert taken(torch.bfloat16, **{**large, "rows": 512}) == "native"  # little work
+    assert taken(torch.bfloat16, in_channels=512, out_channels=512, rows=256) == "native"  # more weights than pixels
+
+
+@pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
+@pytest.mark.parametrize(
+    "units, own, most_rows",
+    [
+        ("", "", 2**20),
+        ("avx512bf16", "avx512bf16", 1023),
+        ("avx512bf16", "", 127),
+        ("amx", "avx512bf16", 127),
+    ],
+)
+def test_bf16_products_of_many_rows_go_to_the_library_where_torch_has_bf16_units(monkeypatch, units, own, most_rows):
+    backends = BACKENDS["shadow_linear"]
+    monkeypatch.setattr(backends["native"], "BF16_UNITS", units)
+    monkeypatch.setattr(backends["native"], "NATIVE_BF16_UNITS", own)
+    monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", False)
+
+    def taken(dtype, rows):
+        return dispatch.choose("shadow_linear", backends, "auto", "auto", dispatch.Call("cpu", dtype, rows=rows))
+
+    assert taken(torch.bfloat16, most_rows) == "native"
+    assert taken(torch.bfloat16, most_rows + 1) == ("library" if units else "native")
+    assert taken(torch.float32, 2**20) == "native"
+
+
+@pytest.mark.skipif(not NATIVE.available, reason=NATIVE.reason)
 def test_the_instruction_set_asked_for_at_start_decides():
     script = "from wat_kernels.extension import NATIVE_IS_PORTABLE; print(NATIVE_IS_PORTABLE)"
     environment = {**os.environ, "WAT_CPU_ISA": "portable"}

@@ -10,9 +10,13 @@ import math
 import torch
 
 from wat_kernels.dispatch import Call
-from wat_kernels.extension import NATIVE, NATIVE_IS_PORTABLE
+from wat_kernels.extension import BF16_UNITS, NATIVE, NATIVE_BF16_UNITS, NATIVE_IS_PORTABLE
 
 _SMALL = 2**20  # multiply-adds that take less time than the library backend needs to make SW
+# Where torch computes with bf16 units that this backend does not use, library is the faster one from so many multiply-adds
+# on (below, making SW costs more than they gain), and from so many output pixels on (below, SW is large beside them).
+_BF16_WORK = 2**26
+_BF16_PIXELS = 512
 _MOST_TAPS = 4096  # of the scratch bound: a panel of more would not fit 2 MiB
 
 
@@ -33,8 +37,13 @@ def supports(call: Call) -> tuple[bool, str]:
 
 
 def worthwhile(call: Call) -> tuple[bool, str]:
-    """Measured in README.md: without vector instructions, dense convolutions are faster through the library backend."""
-    depthwise = call.groups == call.in_channels == call.out_channels
+    """Whether `auto` should take it: not where the library backend was measured to be faster (README.md has the table)."""
+    if call.groups == call.in_channels == call.out_channels:
+        return True, ""  # depthwise
     work = call.rows * call.out_channels * call.in_channels // call.groups * math.prod(call.kernel)
-    slow = NATIVE_IS_PORTABLE and not depthwise and work >= _SMALL
-    return not slow, "neither AVX2 nor AVX-512 is in use, without which it is slower than the next"
+    if NATIVE_IS_PORTABLE and work >= _SMALL:
+        return False, "neither AVX2 nor AVX-512 is in use, without which it is slower than the next"
+    behind = BF16_UNITS not in ("", NATIVE_BF16_UNITS)
+    if call.dtype == torch.bfloat16 and behind and work >= _BF16_WORK and call.rows >= _BF16_PIXELS:
+        return False, f"torch's own bf16 kernels use the {BF16_UNITS} of this processor, it does not"
+    return True, ""

@@ -8,9 +8,12 @@ from __future__ import annotations
 import torch
 
 from wat_kernels.dispatch import Call
-from wat_kernels.extension import NATIVE, NATIVE_IS_PORTABLE
+from wat_kernels.extension import BF16_UNITS, NATIVE, NATIVE_BF16_UNITS, NATIVE_IS_PORTABLE
 
+# The library backend is the faster one from so many rows on: where torch has bf16 units that this backend does not use, or
+# there are no vector instructions; and where both use the same
 _MANY_ROWS = 128
+_MANY_ROWS_OF_PAIRS = 1024
 
 
 RUNS_ON = "cpu"
@@ -25,6 +28,11 @@ def supports(call: Call) -> tuple[bool, str]:
 
 
 def worthwhile(call: Call) -> tuple[bool, str]:
-    """Measured in README.md: without vector instructions, products of many rows are faster through the library backend."""
-    slow = NATIVE_IS_PORTABLE and call.rows >= _MANY_ROWS
-    return not slow, "neither AVX2 nor AVX-512 is in use, without which it is slower than the next for many rows"
+    """Whether `auto` should take it: not where the library backend was measured to be faster (README.md has the tables)."""
+    if NATIVE_IS_PORTABLE and call.rows >= _MANY_ROWS:
+        return False, "neither AVX2 nor AVX-512 is in use, without which it is slower than the next for many rows"
+    if call.dtype == torch.bfloat16 and BF16_UNITS:
+        same = BF16_UNITS == NATIVE_BF16_UNITS
+        if call.rows >= (_MANY_ROWS_OF_PAIRS if same else _MANY_ROWS):
+            return False, f"torch's own bf16 product makes better use of the {BF16_UNITS} of this processor"
+    return True, ""
