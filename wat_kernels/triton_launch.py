@@ -234,11 +234,11 @@ def fastest(designs: Sequence[Design]) -> tuple[Design, Planned]:
         design = next(design for design, one in choices if one is config)
     elif not _MEASURES:
         design, config = last, last.tuned.configs[-1]
-    elif _capturing() or len(choices) == 1 or os.environ.get("WAT_TRITON_TUNE") == "0":
+    elif _capturing() or os.environ.get("WAT_TRITON_TUNE") == "0":
         design, config = choices[0]
     else:
         choices = choices[:_MOST_MEASURED]
-        design, config = choices[_measured_best(choices)]
+        design, config = choices[_measured_best(choices) if len(choices) > 1 else 0]
         named = last.tuned.named(last.arguments)
         problem = tuple(named[name] for name in last.tuned.problem)
         kernel = design.tuned.kernel.__name__

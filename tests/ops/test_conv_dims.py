@@ -55,9 +55,12 @@ def test_equals_torch_s_function_of_the_materialised_weight(backend, dims, trans
         for leaf in case.leaves:
             leaf.requires_grad_()
         y, expected = run(case, backend, transposed), expected_of(case, transposed)
-        torch.testing.assert_close(y, expected, **TOLERANCES[torch.float64])
+        gaussian = case.noise is not None and case.noise.kind == "multiplicative"
+        # a GPU's Gaussian noise is that of the CPU to a few ulp of fp32
+        tolerance = {"rtol": 1e-6, "atol": 1e-6} if gaussian and y.is_cuda else TOLERANCES[torch.float64]
+        torch.testing.assert_close(y, expected, **tolerance)
         for grad, right in zip(gradients(y, case.leaves), gradients(expected, case.leaves), strict=True):
-            torch.testing.assert_close(grad, right, **TOLERANCES[torch.float64])
+            torch.testing.assert_close(grad, right, **tolerance)
 
     check()
 

@@ -167,13 +167,13 @@ def test_without_vector_instructions_auto_takes_the_library_where_that_is_faster
 def test_where_only_torch_has_bf16_units_auto_takes_the_library_for_large_bf16_convolutions(
     monkeypatch, units, own, large_goes_to
 ):
-    backends = BACKENDS["shadow_conv2d"]
+    backends = BACKENDS["shadow_conv"]
     monkeypatch.setattr(backends["native"], "BF16_UNITS", units)
     monkeypatch.setattr(backends["native"], "NATIVE_BF16_UNITS", own)
     monkeypatch.setattr(backends["native"], "NATIVE_IS_PORTABLE", False)
 
     def taken(dtype, **call):
-        return dispatch.choose("shadow_conv2d", backends, "auto", "auto", dispatch.Call("cpu", dtype, (3, 3), **call))
+        return dispatch.choose("shadow_conv", backends, "auto", "auto", dispatch.Call("cpu", dtype, (3, 3), **call))
 
     large = {"in_channels": 64, "out_channels": 64, "rows": 2**14}
     assert taken(torch.bfloat16, **large) == large_goes_to

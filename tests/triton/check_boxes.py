@@ -127,6 +127,9 @@ def test_what_has_no_boxes_goes_the_other_way(taken):
     taken.clear()
     triton_launch.forget_plans()
     run(taken, last(2, 35, 5, 6), last(32, 35, 3, 3), None, None, passes=0, table=TRANSLATIONS, key=1)
+    taken.clear()
+    triton_launch.forget_plans()
+    run(taken, last(2, 32, 5, 6), last(32, 1, 3, 3), None, None, passes=0, table=TRANSLATIONS, key=1, groups=32)
 
 
 def test_an_image_whose_address_is_no_multiple_of_16_bytes(taken):

@@ -102,7 +102,8 @@ WEIGHT = Tuned(
 
 
 def takes(x: Tensor, y: Tensor, weight: Tensor, draw: Draw, layout: Convolution) -> bool:
-    """Whether boxes of these images, of x or dx and of y or dy, can be moved."""
+    """Whether boxes of these images, of x or dx and of y or dy, can be moved. They begin at whole 16 bytes of a pixel, too:
+    elsewhere an H200 stops with an illegal instruction, so that groups of few channels have no boxes."""
     taps = weight.shape[2] * weight.shape[3]
     width = (draw.table.taps.shape[1] - 1 - taps) // (2 * taps)
     return (
@@ -110,6 +111,9 @@ def takes(x: Tensor, y: Tensor, weight: Tensor, draw: Draw, layout: Convolution)
         and (x.element_size() == 2 or INTERPRETED)
         and tuple(layout.stride) == (1, 1)
         and width <= _MOST_MIXED
+        and (
+            layout.groups == 1 or not any(c * x.element_size() // layout.groups % 16 for c in (x.shape[1], y.shape[1]))
+        )
         and has_boxes(x, (0, 2, 3, 1))
         and has_boxes(y, (0, 2, 3, 1))
     )
