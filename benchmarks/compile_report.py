@@ -24,6 +24,7 @@ from triton.compiler import ASTSource
 
 from wat_kernels.matrix_grid import MatrixGridTensors
 from wat_kernels.ops.conv import triton as conv2d
+from wat_kernels.ops.conv import triton_boxes
 from wat_kernels.ops.conv.geometry import Convolution
 from wat_kernels.ops.linear import triton as linear
 from wat_kernels.signature import Draw
@@ -61,6 +62,7 @@ class Report(NamedTuple):
     stack: int  # bytes a thread
     shared: int  # bytes a program
     matrix: str  # the matrix instruction that was found, or "none"
+    boxes: bool  # whether tiles are moved by a unit of the chip
     stages: int  # buffers of the least deep pipeline among the kernel's main loops; 0 without asynchronous copies
 
 
@@ -84,9 +86,17 @@ def cases() -> Iterator[Case]:
     """Every kernel with every configuration that tuning may choose for it: all variants in bf16, the plain one in the other dtypes."""
     for dtype in DTYPES:
         for variant in CONV_VARIANTS if dtype == "bf16" else ["plain"]:
-            for name, tuned, given in _conv2d(DTYPES[dtype], *CONV_VARIANTS[variant]):
+            for name, tuned, given in (
+                *_conv2d(DTYPES[dtype], *CONV_VARIANTS[variant]),
+                *(
+                    _boxes(DTYPES[dtype], *CONV_VARIANTS[variant])
+                    if dtype in ("bf16", "fp16") and variant != "scattered"
+                    else ()
+                ),
+            ):
                 arguments = _with_precision(tuned, given, dtype)
-                yield from (Case(name, variant, dtype, c, tuned, arguments) for c in tuned.suited(arguments))
+                suited = tuned.suited(arguments) if not tuned.boxes(tuned.configs[0]) else tuned.fitting(arguments)
+                yield from (Case(name, variant, dtype, c, tuned, arguments) for c in suited)
         for variant in LINEAR_VARIANTS if dtype == "bf16" else ["plain"]:
             for name, tuned, given in _linear(DTYPES[dtype], *LINEAR_VARIANTS[variant]):
                 arguments = _with_precision(tuned, given, dtype)
@@ -104,24 +114,61 @@ def _meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else tensor
 
 
+class _Layer(NamedTuple):
+    """A 3x3 convolution with a gain for each channel."""
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    y: torch.Tensor
+    vector: torch.Tensor  # bias and gain
+    scratch: torch.Tensor
+    arrived: torch.Tensor
+    draw: Draw
+    layout: Convolution
+
+    @classmethod
+    def of(cls, dtype: torch.dtype, noise: int, width: int, form: torch.memory_format) -> _Layer:
+        """form: of the weight"""
+        key, thresholds = _meta(dtype=torch.int64), _meta(9, dtype=torch.int64)
+        taps = _meta(9, 1 + 9 + 2 * 9 * width, dtype=torch.int32)
+        return cls(
+            _meta(128, 128, 56, 56, dtype=dtype), _meta(256, 128, 3, 3, dtype=dtype).contiguous(memory_format=form),
+            _meta(128, 256, 56, 56, dtype=dtype), _meta(256, dtype=dtype), _meta(1, dtype=torch.float32),
+            _meta(1, dtype=torch.int32), Draw(key, TableTensors(thresholds, taps, taps), noise=noise),
+            Convolution((1, 1), (1, 1, 1, 1), (1, 1), 1),
+        )  # fmt: skip
+
+    @property
+    def drawn(self) -> tuple:
+        return (self.draw.key, *self.draw.table[:2], *_AMOUNTS)
+
+
 def _conv2d(
     dtype: torch.dtype, noise: int, width: int, form: torch.memory_format
 ) -> Iterator[tuple[str, Tuned, tuple]]:
-    """The three passes of a 3x3 convolution with a gain for each channel. form: of the weight."""
-    x, y = _meta(128, 128, 56, 56, dtype=dtype), _meta(128, 256, 56, 56, dtype=dtype)
-    weight = _meta(256, 128, 3, 3, dtype=dtype).contiguous(memory_format=form)
-    key, thresholds = _meta(dtype=torch.int64), _meta(9, dtype=torch.int64)
-    taps = _meta(9, 1 + 9 + 2 * 9 * width, dtype=torch.int32)
-    bias, scratch, arrived = _meta(256, dtype=dtype), _meta(1, dtype=torch.float32), _meta(1, dtype=torch.int32)
-    rest = Draw(key, TableTensors(thresholds, taps, taps), noise=noise), Convolution((1, 1), (1, 1, 1, 1), (1, 1), 1)
-    size, drawn = dtype.itemsize, (key, thresholds, taps, *_AMOUNTS)
-    one = (x, weight, bias, bias, y)
-    yield "conv2d_fwd", conv2d.FORWARD[size], (*one, *drawn, *conv2d.forward_numbers(*one, *rest))
-    one = (y, weight, bias, x)
-    yield "conv2d_bwd_data", conv2d.BWD_DATA[size], (*one, *drawn, *conv2d.bwd_data_numbers(*one, *rest))
-    one = (y, x, weight, bias, weight, scratch)
+    """The three passes with computed addresses."""
+    layer, size = _Layer.of(dtype, noise, width, form), dtype.itemsize
+    x, weight, y, vector, rest = layer.x, layer.weight, layer.y, layer.vector, layer[-2:]
+    one: tuple = (x, weight, vector, vector, y)
+    yield "conv2d_fwd", conv2d.FORWARD[size], (*one, *layer.drawn, *conv2d.forward_numbers(*one, *rest))
+    one = (y, weight, vector, x)
+    yield "conv2d_bwd_data", conv2d.BWD_DATA[size], (*one, *layer.drawn, *conv2d.bwd_data_numbers(*one, *rest))
+    one = (y, x, weight, vector, weight, layer.scratch)
     numbers = conv2d.bwd_weight_numbers(*one, *rest, 264)
-    yield "conv2d_bwd_weight", conv2d.BWD_WEIGHT[size], (*one, scratch, arrived, *drawn, *numbers)
+    yield "conv2d_bwd_weight", conv2d.BWD_WEIGHT[size], (*one, layer.scratch, layer.arrived, *layer.drawn, *numbers)
+
+
+def _boxes(dtype: torch.dtype, noise: int, width: int, form: torch.memory_format) -> Iterator[tuple[str, Tuned, tuple]]:
+    """The three passes that move boxes of pixels."""
+    layer = _Layer.of(dtype, noise, width, form)
+    x, weight, y, vector, rest = layer.x, layer.weight, layer.y, layer.vector, layer[-2:]
+    numbers = conv2d.box_numbers(x, weight, vector, vector, y, *rest, False)
+    yield "conv2d_fwd_box", triton_boxes.GATHER, (x, weight, vector, vector, y, *layer.drawn, *numbers)
+    numbers = conv2d.box_numbers(x, weight, None, vector[:1], x, *rest, True)
+    yield "conv2d_bwd_data_box", triton_boxes.BACKWARD_GATHER, (y, weight, None, vector[:1], x, *layer.drawn, *numbers)
+    one = (y, x, weight, vector, weight, layer.scratch)
+    numbers = conv2d.box_weight_numbers(*one, *rest, 264)
+    yield "conv2d_bwd_weight_box", triton_boxes.WEIGHT, (*one, layer.scratch, layer.arrived, *layer.drawn, *numbers)
 
 
 def _linear(dtype: torch.dtype, noise: int, moved: bool) -> Iterator[tuple[str, Tuned, tuple]]:
@@ -172,7 +219,10 @@ def compile_case(case: Case, chip: Chip) -> Report:
     ]
     asynchronous = "async_copy_global_to_local" in compiled.asm["ttgir"]
     matrix = next((m for m in (chip.matrix, "mma.sync", "v_mfma") if m in assembly), "none")
-    return Report(registers, stack, compiled.metadata.shared, matrix, min(buffers, default=0) if asynchronous else 0)
+    moved = "async_tma_copy_global_to_local" in compiled.asm["ttgir"]
+    return Report(
+        registers, stack, compiled.metadata.shared, matrix, moved, min(buffers, default=0) if asynchronous else 0
+    )
 
 
 def nvidia_resources(cubin: bytes) -> tuple[int, int]:
@@ -192,11 +242,19 @@ def _amd_resources(assembly: str) -> tuple[int, int]:
     return int(registers[1]), int(stack[1])
 
 
+def takes(case: Case, chip: Chip) -> bool:
+    """Whether tuning may choose this kernel on this chip."""
+    target = chip.target
+    return not case.tuned.boxes(case.config) or (target.backend == "cuda" and target.arch >= 90)
+
+
 def problems(case: Case, chip: Chip, report: Report) -> list[str]:
     """What is wrong with a compiled kernel; empty when nothing is."""
     found = []
     if report.stack > _STACK:
         found.append(f"{report.stack} bytes of stack")
+    if case.tuned.boxes(case.config) and not report.boxes:
+        found.append("no box is moved by its unit")
     if report.shared > chip.shared:
         found.append(f"{report.shared} bytes of shared memory, the chip has {chip.shared}")
     if case.dtype in ("bf16", "fp16") and report.matrix != chip.matrix:
@@ -220,10 +278,12 @@ def main() -> None:
     parser.add_argument("--variant", nargs="*", help="only these variants")
     wanted = parser.parse_args()
     os.environ.setdefault("TRITON_CACHE_DIR", tempfile.mkdtemp())
-    print(f"{'chip':7}{'kernel':18}{'variant':15}{'dtype':6}{'tile':18}{'warps':>6}{'stages':>7}{'regs':>6}{'stack':>6}{'shared':>8}  matrix, remarks")  # fmt: skip
+    print(f"{'chip':7}{'kernel':22}{'variant':15}{'dtype':6}{'tile':18}{'warps':>6}{'stages':>7}{'regs':>6}{'stack':>6}{'shared':>8}  matrix, remarks")  # fmt: skip
     bad = 0
     for name in wanted.chips or CHIPS:
         for case in cases():
+            if not takes(case, CHIPS[name]):
+                continue
             kept = ((wanted.kernel, case.kernel), (wanted.dtype, case.dtype), (wanted.variant, case.variant))
             if any(names and value not in names for names, value in kept):
                 continue
@@ -232,7 +292,7 @@ def main() -> None:
             remarks = problems(case, chip, report)
             bad += bool(remarks)
             tile = "x".join(str(size) for part, size in case.config.kwargs.items() if part != "GROUP_M")
-            print(f"{name:7}{case.kernel:18}{case.variant:15}{case.dtype:6}{tile:18}{case.config.num_warps:6}{report.stages:7}{report.registers:6}{report.stack:6}{report.shared:8}  {'; '.join([report.matrix, *remarks])}", flush=True)  # fmt: skip
+            print(f"{name:7}{case.kernel:22}{case.variant:15}{case.dtype:6}{tile:18}{case.config.num_warps:6}{report.stages:7}{report.registers:6}{report.stack:6}{report.shared:8}  {'; '.join([report.matrix, *remarks])}", flush=True)  # fmt: skip
     print(f"{bad} kernels with a remark")
 
 
