@@ -1,6 +1,6 @@
 """The benchmark tables and pictures of the README, from the results.
 
-    python -m benchmarks.readme             writes them anew
+    python -m benchmarks.readme             writes them again
     python -m benchmarks.readme --check     says what is not what the results say, and fails
 
 What lies between `<!-- bench:headline AMD_EPYC -->` and `<!-- /bench -->` is the table made of
@@ -76,7 +76,7 @@ def stale(root: Path) -> list[str]:
 
 
 def write(root: Path) -> list[Path]:
-    """Writes every block and picture anew; returns the files that are there now."""
+    """Writes every block and picture again; returns the files that are there now."""
     readme = root / "README.md"
     text = readme.read_text()
     readme.write_text(_BLOCK.sub(lambda match: match[1] + _content(match[2], match[3], root) + match[5], text))

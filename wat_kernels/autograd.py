@@ -86,7 +86,7 @@ _kept = cache(_as_function)
 
 
 def _implementation(op: str, backend: str, draw: Draw, *tensors: Tensor) -> Callable:
-    """What runs the op: the backend's own function where it is written in Python and nobody watches, else the op.
+    """What runs the op: the backend's own function where it is written in Python and nothing watches, else the op.
 
     torch's dispatcher takes a third of a small call's time on the host. It is passed through wherever something may ask
     for the op: a compiler, a tracer, a profiler, a dispatch mode (FLOP counters, fake tensors), a tensor subclass, the
@@ -130,7 +130,7 @@ class _Shadow(torch.autograd.Function):
         mask = ctx.needs_input_grad[2:6]
         device = dy.device.type
         with without_autocast(autocast_dtype(device), device):  # backward may be called where autocast is on
-            x, weight, gain, key = ctx.saved_tensors  # once: a checkpoint makes them anew each time
+            x, weight, gain, key = ctx.saved_tensors  # once: a checkpoint makes them again each time
             given = (ctx.op, ctx.backend, dy, x, weight, gain, key, ctx.drawn, ctx.layout, mask)
             if torch_func.active():
                 grads = _TransformedBackward.apply(*given)

@@ -75,7 +75,7 @@ def once(plan: Callable[..., Plan]) -> Callable[..., Plan]:
 
 
 def forget_decisions() -> None:
-    """Has every call checked anew, and a backend chosen for it."""
+    """Has every call checked again, and a backend chosen for it."""
     for forget in _forget:
         forget()
 

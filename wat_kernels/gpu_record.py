@@ -114,7 +114,7 @@ def read_record(gpu: Gpu) -> Record | None:
 
 
 def write_record(record: Record) -> Path:
-    """Puts the record in the place of the one before, whole or not at all. Raises OSError or RuntimeError."""
+    """Puts the record in place of the one before, whole or not at all. Raises OSError or RuntimeError."""
     path = record_path(record.gpu)
     path.parent.mkdir(parents=True, exist_ok=True)
     contents = {

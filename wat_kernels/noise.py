@@ -50,7 +50,7 @@ class Noise:
 
 @dataclass(frozen=True, eq=False)
 class TensorNoise:
-    """A Noise whose amount is data, for compiled graphs in which it changes: written in place, it compiles nothing anew.
+    """A Noise whose amount is data, for compiled graphs in which it changes: written in place, it compiles nothing again.
 
     amount: () float64 on the CPU, in the range of Noise.amount
     """

@@ -119,7 +119,7 @@ def _type_name(kind: Any) -> str:
 
 
 def gradients(x: Tensor, *found: Tensor | None) -> Gradients:
-    """dx, dweight, dbias and dgain as an op returns them: an empty tensor of x's dtype in the place of each None."""
+    """dx, dweight, dbias and dgain as an op returns them: an empty tensor of x's dtype in place of each None."""
     dx, dweight, dbias, dgain = (x.new_empty(0) if grad is None else grad for grad in found)
     return dx, dweight, dbias, dgain
 

@@ -9,7 +9,7 @@ import triton.language as tl
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
-# Numbers of which no launch is compiled anew: the last batch of an epoch, other rows of a table, a schedule of noise.
+# Numbers of which no launch is compiled again: the last batch of an epoch, other rows of a table, a schedule of noise.
 # `shadows` is not among them: with one shadow known, the weight gradients' sum over shadows takes no registers.
 NOT_SPECIALIZED = ("images", "chunk", "rows", "cut")
 

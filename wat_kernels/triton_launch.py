@@ -94,7 +94,7 @@ def keep(of: dict[Hashable, Plan], problem: Hashable, plan: Plan) -> Plan:
 
 
 def forget_plans() -> None:
-    """Every plan is made anew at its next call."""
+    """Every plan is made again at its next call."""
     for found in _all_plans:
         found.clear()
 
@@ -108,7 +108,7 @@ def settle_cache_keys() -> None:
 
     Triton (3.6, 3.7) puts a constant that a called function reads into the caller's key only where that function got its
     own key earlier. So the keys depend on which kernel comes first, and another process, which begins with another one,
-    would compile anew what is there. In one order they are always the same.
+    would compile again what is there. In one order they are always the same.
     """
     if not INTERPRETED:
         for kernel in _kernels:
@@ -119,7 +119,7 @@ class Tuned:
     """A kernel and the configurations it may run with: a design, of which a pass may have several.
 
     The first plan of a problem measures them (`fastest`, which keeps what it finds on disk). What is drawn, and the amount
-    of a noise, is no part of a problem.
+    of a noise, is not part of a problem.
 
     kernel:  a @triton.jit function that takes tensors, then scale and cut of a noise, then numbers, the last ones those
              that the configurations set
@@ -312,7 +312,7 @@ def has_boxes(tensor: Tensor, dims: Sequence[int]) -> bool:
 class _Maps:
     """The tensor maps of a compiled kernel, which say to the chip where the boxes of a tensor lie; made once for an address.
 
-    Triton makes them anew at each launch, in a step around its launcher (3.6, 3.7), which costs more than the launch.
+    Triton makes them again at each launch, in a step around its launcher (3.6, 3.7), which costs more than the launch.
     """
 
     def __init__(self, compiled: Any, layouts: dict[int, tuple[list[int], list[int]]]):
@@ -439,7 +439,7 @@ class Planned:
 
 
 def _hooked() -> bool:
-    """Whether somebody, a profiler most often, wants to be told of launches."""
+    """Whether a hook, most often a profiler's, watches launches."""
     return bool(
         getattr(_runtime.launch_enter_hook, "calls", _runtime.launch_enter_hook)
         or getattr(_runtime.launch_exit_hook, "calls", _runtime.launch_exit_hook)
@@ -459,7 +459,7 @@ def _on(device: torch.device) -> contextlib.AbstractContextManager:
 def _loading_in_a_capture() -> Iterator[None]:
     """A block in which a kernel can be loaded while this thread captures a graph.
 
-    Loading may allocate, which a capture in the usual, global mode forbids; it is no part of the graph.
+    Loading may allocate, which a capture in the usual, global mode forbids; it is not part of the graph.
     """
     if torch.version.cuda is None or not _capturing():
         yield

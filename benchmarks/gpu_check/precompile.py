@@ -157,7 +157,8 @@ def unpacked_cache(folder: Path = FOLDER) -> Path | None:
             _unpack(archive, target)
         except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
             print(
-                f"gpu_check: {archive.name} cannot be unpacked, its kernels are compiled anew: {error}", file=sys.stderr
+                f"gpu_check: {archive.name} cannot be unpacked, its kernels are compiled again: {error}",
+                file=sys.stderr,
             )
             return None
     return target

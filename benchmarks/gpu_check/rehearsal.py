@@ -1,4 +1,4 @@
-"""The CPU in the place of a GPU: Triton interprets or compiles for nothing, CUDA kernels are emulated thread by thread."""
+"""The CPU in place of a GPU: Triton interprets or compiles without effect, CUDA kernels are emulated thread by thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-// Registration of what belongs to no op. Each op registers itself at the end of its own file (conv.cpp, linear.cpp)
+// Registration of what is part of no op. Each op registers itself at the end of its own file (conv.cpp, linear.cpp)
 // with its own STABLE_TORCH_LIBRARY_IMPL(wat_kernels, CPU, m) block; the schemas come from Python. setup.py compiles
 // every csrc/cpu/*.cpp, so a new op needs no line here.
 #include <torch/csrc/stable/library.h>

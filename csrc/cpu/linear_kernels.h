@@ -62,7 +62,7 @@ static inline const float* grid_row(const LinearProblem& p, const GridAxis& out,
 }
 
 // Brings the next run of the weight closer while noise for this one is made: a run is a page or less, and the
-// processor's own prefetcher starts anew in each.
+// processor's own prefetcher starts again in each.
 static inline void prefetch_row(const LinearProblem& p, const GridAxis& out, const GridAxis& in, int64_t o, int64_t i, int64_t n) {
   if (o >= out.high) return;
   const int64_t size = p.bf16 ? 2 : 4;

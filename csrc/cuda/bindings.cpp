@@ -1,4 +1,4 @@
-// Registration of what belongs to no op. Each op registers its launches at the end of its own file (linear.cpp) with its
+// Registration of what is part of no op. Each op registers its launches at the end of its own file (linear.cpp) with its
 // own STABLE_TORCH_LIBRARY_* blocks. Files named .cpp see torch and are compiled by the host's compiler; files named .cu
 // have the kernels, are compiled by nvcc, and never see torch.
 #include <torch/csrc/stable/library.h>

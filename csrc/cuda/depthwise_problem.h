@@ -46,7 +46,7 @@ struct DepthwiseImage {
   int32_t rows, columns; // of a staged tile
   int32_t pitch;         // bytes from pixel to pixel (channels_last) or from plane to plane
   bool whole;            // contiguous: a tile is whole planes, one run of memory
-  int32_t chunks;        // copies of 16 bytes (or of one element) that a run takes at the most
+  int32_t chunks;        // copies of 16 bytes (or of one element) that a run takes at most
   FastDivide by_chunks, by_columns;
   int32_t bytes;         // of a staged tile
 };

@@ -1,9 +1,9 @@
 // Tiles of an image between device memory and shared memory, in 16-byte copies wherever memory allows it.
 //
-// channels_last: a run is the block's channels of one pixel. Pixels outside of the image are filled with zeros.
+// channels_last: a run is the block's channels of one pixel. Pixels outside the image are filled with zeros.
 // contiguous: a run is a band of rows of one plane, or all planes of the tile where a tile is whole planes. It lies in
 // shared memory at the same offset modulo 16 as in device memory, so that aligned copies serve planes of any size; rows
-// and columns outside of the image are no part of it, whoever reads asks for the position first.
+// and columns outside the image are not part of it, a reader asks for the position first.
 #pragma once
 
 #include "depthwise_table.h"

@@ -85,7 +85,7 @@ WAT_HOST_DEVICE Packet<T> load_weights(const LinearProblem& p, int64_t o, int64_
   return load_packet_anywhere(line, source_of(i, p.in, draw->flip_in, draw->shift_in), draw->flip_in ? -1 : 1);
 }
 
-// The key, such that the compiler takes it for another: the keys of Philox's ten rounds are then made anew where they are
+// The key, such that the compiler takes it for another: the keys of Philox's ten rounds are then made again where they are
 // needed instead of kept in twenty registers.
 WAT_HOST_DEVICE uint64_t fresh(uint64_t key) {
 #if defined(__CUDA_ARCH__)

@@ -83,7 +83,7 @@ def _prepare(arguments: argparse.Namespace) -> _Job:
     if arguments.resume and not checkpoint.is_file():
         raise ValueError(f"--resume: there is no {checkpoint}")
     if checkpoint.is_file() and not arguments.resume:
-        raise ValueError(f"{checkpoint} exists; --resume continues it, another --output starts anew")
+        raise ValueError(f"{checkpoint} exists; --resume continues it, another --output starts again")
     if arguments.transform == "none" and arguments.gain != "none":
         raise ValueError(f"--gain {arguments.gain} has no layer to scale with --transform none")
     device = _device(arguments.device)

@@ -25,7 +25,7 @@ class Normalization:
 
 
 class TrainingBatches:
-    """Batches without end, shuffled anew for every pass; the incomplete last batch of a pass is left out.
+    """Batches without end, shuffled again for every pass; the incomplete last batch of a pass is left out.
 
     augment: each image is cropped at random from itself with 4 black pixels around, and flipped every other time
     The order and the augmentation come from a generator of their own, so that a model's draws do not change them.

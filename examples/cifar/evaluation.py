@@ -22,7 +22,7 @@ class Score(NamedTuple):
     mode:       "plain", "AOM" or "DOM"
     key:        of a DOM, else None
     as_trained: per cent right with BatchNorm's running statistics as training left them, averages over the draws
-    accuracy:   per cent right with statistics estimated anew under the weights in use
+    accuracy:   per cent right with statistics estimated again under the weights in use
     mflop:      millions of operations for one image; of a DOM as exported, its kernels cropped
     """
 

@@ -50,7 +50,7 @@ def note_call(layer: ShadowLayer) -> None:
 
 
 def _note_tracing() -> int:
-    """Runs while a graph is made and is no part of it. Identical layers share a graph: it is not known which are called."""
+    """Runs while a graph is made and is not part of it. Identical layers share a graph: it is not known which are called."""
     global _traced
     _traced = True
     return 0
@@ -85,7 +85,7 @@ class _FirstGradient:
         self.layer = weakref.ref(layer)
 
     def __call__(self, weight: Tensor) -> None:
-        if torch.compiler.is_compiling():  # compiled autograd: the hook is no part of the graph
+        if torch.compiler.is_compiling():  # compiled autograd: the hook is not part of the graph
             return
         layer = self.layer()
         watch = None if layer is None or layer._parameters.get("weight") is not weight else layer._watch

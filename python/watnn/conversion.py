@@ -42,7 +42,7 @@ def convert(
     inplace: bool = False,
 ) -> Model:
     """A copy of `model` in which layers redraw their weight; with inplace=True, `model` itself (a bare layer is
-    returned anew, sharing its Parameters).
+    returned again, sharing its Parameters).
 
     transform: a watnn transform, for every layer
     include, exclude: a name pattern ("features.*", as in fnmatch), a module type, a predicate (name, module) -> bool,

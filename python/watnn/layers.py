@@ -349,7 +349,7 @@ class WATConv2d(ShadowConv, nn.Conv2d):
     Takes nn.Conv2d's arguments and then, by keyword, those of ShadowLayer.
 
         x: (N, C_in, H, W) or (C_in, H, W) -> (N, C_out, H_out, W_out) or (C_out, H_out, W_out)
-        training: y = gain * conv2d(x, SW) + bias, SW = (M PW) * eps, drawn anew
+        training: y = gain * conv2d(x, SW) + bias, SW = (M PW) * eps, drawn again
         eval:     y = gain * conv2d(x, PW) + bias
     """
 

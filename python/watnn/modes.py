@@ -34,7 +34,7 @@ class ModeSwitch(Generic[Model]):
 
 
 def auto(model: Model) -> ModeSwitch[Model]:
-    """The mode every layer starts in: SW, drawn anew, while training; PW in eval(). Warns as `aom` does."""
+    """The mode every layer starts in: SW, drawn again, while training; PW in eval(). Warns as `aom` does."""
     _warn_without_layers(model)
     return ModeSwitch(model, "auto", None)
 

@@ -292,7 +292,7 @@ stub_driver()
 from benchmarks.gpu_check import precompile, tuning
 from wat_kernels import triton_launch, triton_noise
 
-class Noise:  # in the place of the kernel: is launched, compiles nothing
+class Noise:  # in place of the kernel: is launched, compiles nothing
     def __getitem__(self, programs):
         return lambda *arguments: print("noise", noise_kernel.cache_key)
 

@@ -251,7 +251,7 @@ def test_large_shapes(device, large, form):
 
 @pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last], ids=["contiguous", "channels_last"])
 def test_repeat_runs_are_equal_bit_for_bit(device, form):
-    """Parts of the weight gradient are added up in their order, whoever is last."""
+    """Parts of the weight gradient are added up in their order, whichever is last."""
     case = plain_case(torch.randn(12, 8, 13, 12).contiguous(memory_format=form), torch.randn(8, 1, 3, 3), mixed_table(9),
                       bias=torch.randn(8), gain=torch.randn(8), shadows=3, noise=Noise("multiplicative", 0.1), groups=8)  # fmt: skip
     dy = dy_of(case, compute(case, device=device)[0])

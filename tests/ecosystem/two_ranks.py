@@ -89,7 +89,7 @@ def check_synced_draws_are_those_of_every_rank():
         for y in (first, second):
             mine, other = of_all_ranks(y)
             assert torch.equal(mine, other)
-        assert not torch.equal(first, second)  # every forward draws anew
+        assert not torch.equal(first, second)  # every forward draws again
     mine, other = of_all_ranks(model(x))
     assert not torch.equal(mine, other)  # the block is over
     watnn.sync_draws(model, key=11)

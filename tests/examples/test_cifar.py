@@ -218,7 +218,7 @@ def test_a_plain_network_has_one_score(tmp_path, capsys):
 
 
 def test_scores_are_of_the_weights_in_use_and_leave_the_model_alone(tmp_path):
-    """AOM and DOM against the exported models with BatchNorm estimated anew on them."""
+    """AOM and DOM against the exported models with BatchNorm estimated again on them."""
     data = read_archive(write_archive(tmp_path / "archive", 10, train=40, test=200), checksum=False)
     normalization, network = Normalization(data.train), NETWORKS["resnet18"]
     model = network.convert(network.build(width_multiplier=0.125), watnn.transforms.WAT())

@@ -1,7 +1,7 @@
-"""How many kernels a pass launches at the most, and how much memory it takes beyond its results.
+"""How many kernels a pass launches at most, and how much memory it takes beyond its results.
 
 A kernel here is whatever runs on the GPU: copies and fills count. The layers are those of `benchmarks.gpu_check.passes`, in
-bf16, and their passes; dbias and dgain, which are sums over what is there anyway, are no part of them. Why a pass takes more
+bf16, and their passes; dbias and dgain, which are sums over what is there anyway, are not part of them. Why a pass takes more
 than one kernel or any scratch:
 
 | pass | kernels | scratch |

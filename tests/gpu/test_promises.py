@@ -8,7 +8,7 @@ import torch
 from benchmarks.gpu_check import passes
 from tests.gpu.promises import CONTIGUOUS_WEIGHT, PROMISES, Problem
 
-_ALLOCATIONS = 3  # of a pass, at the most: parts, counters, a copy
+_ALLOCATIONS = 3  # of a pass, at most: parts, counters, a copy
 
 
 @pytest.fixture(autouse=True)

@@ -179,7 +179,7 @@ def test_within_choosing_nothing_is_measured(tuned, measured):
         return suited[0]
 
     with triton_launch.choosing(pick):
-        assert not kept  # made anew
+        assert not kept  # made again
         assert plan(tuned).config.kwargs["BM"] == 128
     assert asked == [("kernel", [128, 64])] and not measured
     assert plan(tuned).config.kwargs["BM"] == 64

@@ -34,7 +34,7 @@ layers = pytest.mark.parametrize("name", LAYERS)
 
 
 def plain(layer, x, weight):
-    """What torch computes with `weight` in the place of the layer's."""
+    """What torch computes with `weight` in place of the layer's."""
     with torch.no_grad():
         stand_in = copy.deepcopy(next(module for _, module, _ in LAYERS.values() if isinstance(layer, type(module))))
         stand_in.weight.copy_(weight)

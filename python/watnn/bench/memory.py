@@ -39,7 +39,7 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
     On CUDA, of torch's allocator. On the CPU, resident memory of the process, scratch of every library included: only
     in a process started with MALLOC_ENVIRONMENT, on Linux. Raises RuntimeError with the reason where that is not so.
     """
-    function()  # what is made once, as a packed table or a compiled kernel, is no part of it
+    function()  # what is made once, as a packed table or a compiled kernel, is not part of it
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize()

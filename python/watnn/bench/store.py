@@ -47,7 +47,7 @@ def check_columns(path: Path) -> tuple[str, ...]:
 
 
 def _widen(path: Path) -> None:
-    """Puts a file with all columns in the place of one that lacks some; what is in it stays as it is written."""
+    """Puts a file with all columns in place of one that lacks some; what is in it stays as it is written."""
     part = path.with_name(path.name + ".part")
     with path.open(newline="") as old, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, restval="", lineterminator="\n")
@@ -83,7 +83,7 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 class Output:
     """Everywhere a row of this run goes, as soon as it is there.
 
-    csv, json: a path, or an open stream, or None; a JSON file is one array, written anew with each row
+    csv, json: a path, or an open stream, or None; a JSON file is one array, written again with each row
     store:     the folder of a store, or None
     """
 

@@ -2,7 +2,7 @@
 
 Everything is measured on exported models, plain torch modules, as a user would deploy them. BatchNorm's running
 statistics are an average over the draws of the training, and so belong to no single weight, PW or SW. A deployed model
-gets them estimated anew, in one pass over the training images (as in stochastic weight averaging); the plain one too.
+gets them estimated again, in one pass over the training images (as in stochastic weight averaging); the plain one too.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def robustness(table: Mapping[str, Mapping[str, Score | None]], test: Images, se
         loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=len(VARIANTS), frameon=False, fontsize=9, labelcolor=_INK
     )
     spread = f"mean and standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
-    _title(figure, "Test accuracy, %", f"{spread}; BatchNorm statistics estimated anew for each weight")
+    _title(figure, "Test accuracy, %", f"{spread}; BatchNorm statistics estimated again for each weight")
     return figure
 
 

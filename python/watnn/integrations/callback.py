@@ -20,7 +20,7 @@ class WATHooks:
     transform:  what is drawn; the module is converted in place when it is set up, unless it has shadow layers already
     mode:       "aom" or "dom": what validation, test and prediction compute with. Training goes on as before
     key:        with mode="dom": the key of `watnn.dom`; by default a fresh draw at each forward
-    bn_loader:  batches over which BatchNorm statistics are estimated anew, for the weights of `mode`, before every
+    bn_loader:  batches over which BatchNorm statistics are estimated again, for the weights of `mode`, before every
                 evaluation and at the end of fit; a batch is what `module(batch)` takes, or a tuple of it and others.
                 Without it they are those that training gathered over shadow weights
     scheduler:  a function from the converted module to a scheduler, such as

@@ -80,7 +80,7 @@ def resized_crop(
 ) -> Tensor:
     """Cut out rows top .. top + height and columns left .. left + width, and resize them to the kernel's size.
 
-    What lies outside of the kernel is zero. Returns (K, K) float32.
+    What lies outside the kernel is zero. Returns (K, K) float32.
     """
     kh, kw = size = check_kernel_size(kernel_size)
     for name, value in (("top", top), ("left", left)):

@@ -95,7 +95,7 @@ def backward(
     dweight = new(weight, weight.shape, form) if needs_weight else None
     each = dy.new_empty(weight.shape[0], dtype=torch.float32) if needs_gain else None
     dbias = None
-    if needs_bias:  # of a transposed convolution the kernel adds up x, which is in the place of dy
+    if needs_bias:  # of a transposed convolution the kernel adds up x, which is in place of dy
         dbias = dy.sum((0, 2, 3)) if layout.transposed else dy.new_empty(weight.shape[0])
     summed = None if layout.transposed else dbias
     if dweight is not None or summed is not None or each is not None:
@@ -144,7 +144,7 @@ def _device(tensor: Tensor) -> tuple[int, int]:
 
 
 def arrivals(device: torch.device, channels: int) -> Tensor:
-    """Counters, as many as a weight gradient of so many channels needs at the most.
+    """Counters, as many as a weight gradient of so many channels needs at most.
 
     Zeroed at each call. Kept ones would save a fill, but could lie in the memory of a CUDA graph that was recorded around
     the call, and be gone with it.

@@ -40,7 +40,7 @@ WEIGHT_CONFIGS = {
 
 
 def all_taps(a: dict) -> dict:
-    """The identity in the place of a kernel's table: what tuning measures with, whatever this launch draws."""
+    """The identity in place of a kernel's table: what tuning measures with, whatever this launch draws."""
     taps = "taps" if "taps" in a else "taps_t"
     line = identity_line(a["TAPS"], a["WIDTH"])
     return {"thresholds": torch.full((1,), 2**32, device=a[taps].device), taps: line.to(a[taps].device), "rows": 1}

@@ -61,7 +61,7 @@ def unpack(words, index, BITS: tl.constexpr, WORDS: tl.constexpr):
 
 @triton.jit
 def pack_inputs(line, keep, TAPS: tl.constexpr, WIDTH: tl.constexpr, SLOTS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr):  # fmt: skip
-    """The input taps of the kept slots: for each of the first four a tuple as `pack` makes it, one behind the other."""
+    """The input taps of the kept slots: for each of the first four a tuple as `pack` makes it, one after another."""
     slot = tl.arange(0, SLOTS)
     words = ()
     for e in tl.static_range(WIDTH if WIDTH <= _MAX_UNROLLED else 1):

@@ -81,7 +81,7 @@ def _weight_fits(a: dict) -> bool:
 
 
 def _in_place(a: dict) -> dict:
-    """A grid that moves nothing in the place of a kernel's own: what tuning measures with, whatever this launch draws."""
+    """A grid that moves nothing in place of a kernel's own: what tuning measures with, whatever this launch draws."""
     if a["grid"] is None:
         return {}
     device = a["grid"].device
