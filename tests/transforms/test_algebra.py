@@ -6,29 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from watnn.transforms import (
-    WAT,
-    Compose,
-    DropConnect,
-    Identity,
-    MultiplicativeNoise,
-    RandomAffine,
-    RandomApply,
-    RandomChoice,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    RandomRotation,
-    RandomVerticalFlip,
-    TapDensity,
-)
+from watnn import transforms as T
 from watnn.transforms import functional as TF
 
 from wat_kernels.noise import Noise
 from wat_kernels.tap_table import TapTable
 
-HFLIP = RandomHorizontalFlip(1.0)
-TRANSLATE = RandomAffine(0, translate=(0.3, 0.3))
-DENSITY = TapDensity([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
+HFLIP = T.RandomHorizontalFlip(1.0)
+TRANSLATE = T.RandomAffine(0, translate=(0.3, 0.3))
+DENSITY = T.TapDensity([[1, 2, 3], [4, 5, 6], [7, 8, 9]])
 
 
 def probability_of(table, tap_map):
@@ -42,7 +28,7 @@ def assert_same_law(table, expected):
 
 
 def test_choice_is_the_weighted_union():
-    table = RandomChoice([RandomHorizontalFlip(0.4), RandomVerticalFlip(0.5)], p=[0.25, 0.75]).tap_table(3)
+    table = T.RandomChoice([T.RandomHorizontalFlip(0.4), T.RandomVerticalFlip(0.5)], p=[0.25, 0.75]).tap_table(3)
     assert len(table) == 3
     assert probability_of(table, TF.hflip(3)) == pytest.approx(0.25 * 0.4, abs=1e-12)
     assert probability_of(table, TF.vflip(3)) == pytest.approx(0.75 * 0.5, abs=1e-12)
@@ -50,42 +36,42 @@ def test_choice_is_the_weighted_union():
 
 
 def test_choice_is_even_by_default():
-    table = RandomChoice([HFLIP, RandomVerticalFlip(1.0), Identity(), Identity()]).tap_table((2, 3))
+    table = T.RandomChoice([HFLIP, T.RandomVerticalFlip(1.0), T.Identity(), T.Identity()]).tap_table((2, 3))
     assert probability_of(table, torch.eye(6)) == pytest.approx(0.5, abs=1e-12)
     assert probability_of(table, TF.hflip((2, 3))) == pytest.approx(0.25, abs=1e-12)
 
 
 def test_wat_is_the_papers_choice():
-    table = WAT().tap_table(3)
+    table = T.WAT().tap_table(3)
     assert len(table) == 9 + 5 - 1
-    crop, translate = RandomResizedCrop((0.8, 1.0)).tap_table(3), TRANSLATE.tap_table(3)
+    crop, translate = T.RandomResizedCrop((0.8, 1.0)).tap_table(3), TRANSLATE.tap_table(3)
     both = (probability_of(crop, torch.eye(9)) + probability_of(translate, torch.eye(9))) / 2
     assert probability_of(table, torch.eye(9)) == pytest.approx(both, abs=1e-12)
 
 
 def test_apply_is_the_union_with_the_identity():
-    table = RandomApply(TRANSLATE, p=0.2).tap_table(3)
+    table = T.RandomApply(TRANSLATE, p=0.2).tap_table(3)
     inner = TRANSLATE.tap_table(3)
     for tap_map, probability in zip(inner.maps, inner.probabilities.tolist(), strict=True):
         identity = 0.8 if torch.equal(tap_map, torch.eye(9)) else 0.0
         assert probability_of(table, tap_map) == pytest.approx(0.2 * probability + identity, abs=1e-12)
-    assert RandomApply(TRANSLATE, p=0).tap_table(3).is_identity
-    assert_same_law(RandomApply([HFLIP, DENSITY], p=1).tap_table(3), Compose([HFLIP, DENSITY]).tap_table(3))
+    assert T.RandomApply(TRANSLATE, p=0).tap_table(3).is_identity
+    assert_same_law(T.RandomApply([HFLIP, DENSITY], p=1).tap_table(3), T.Compose([HFLIP, DENSITY]).tap_table(3))
 
 
 def test_compose_does_the_first_first():
     kernel = torch.arange(9.0)
     density = torch.arange(1.0, 10.0)
-    (mirrored_then_scaled,) = Compose([HFLIP, DENSITY]).tap_table(3).maps
+    (mirrored_then_scaled,) = T.Compose([HFLIP, DENSITY]).tap_table(3).maps
     torch.testing.assert_close(mirrored_then_scaled @ kernel, kernel.reshape(3, 3).flip(1).flatten() * density)
-    (scaled_then_mirrored,) = Compose([DENSITY, HFLIP]).tap_table(3).maps
+    (scaled_then_mirrored,) = T.Compose([DENSITY, HFLIP]).tap_table(3).maps
     torch.testing.assert_close(
         scaled_then_mirrored @ kernel, (kernel * density).reshape(3, 3).flip(1).flatten(), atol=1e-5, rtol=0
     )
 
 
 def test_compose_multiplies_probabilities():
-    table = Compose([RandomHorizontalFlip(0.3), RandomVerticalFlip(0.4)]).tap_table((3, 2))
+    table = T.Compose([T.RandomHorizontalFlip(0.3), T.RandomVerticalFlip(0.4)]).tap_table((3, 2))
     for (h, ph), (v, pv) in itertools.product([(False, 0.7), (True, 0.3)], [(False, 0.6), (True, 0.4)]):
         tap_map = torch.eye(6)
         tap_map = TF.hflip((3, 2)) @ tap_map if h else tap_map
@@ -94,17 +80,19 @@ def test_compose_multiplies_probabilities():
 
 
 def test_identity_is_neutral():
-    assert Identity().tap_table((3, 5)).is_identity
-    assert_same_law(Compose([Identity(), TRANSLATE, Identity()]).tap_table(3), TRANSLATE.tap_table(3))
-    assert Compose([Identity()]).tap_table(3).is_identity
+    assert T.Identity().tap_table((3, 5)).is_identity
+    assert_same_law(T.Compose([T.Identity(), TRANSLATE, T.Identity()]).tap_table(3), TRANSLATE.tap_table(3))
+    assert T.Compose([T.Identity()]).tap_table(3).is_identity
 
 
 _GRIDS = st.recursive(
-    st.sampled_from([TRANSLATE, RandomHorizontalFlip(0.3), RandomVerticalFlip(), Identity(), RandomRotation(60)]),
+    st.sampled_from(
+        [TRANSLATE, T.RandomHorizontalFlip(0.3), T.RandomVerticalFlip(), T.Identity(), T.RandomRotation(60)]
+    ),
     lambda inner: st.one_of(
-        st.lists(inner, min_size=1, max_size=2).map(Compose),
-        st.lists(inner, min_size=1, max_size=3).map(RandomChoice),
-        st.builds(RandomApply, inner, st.floats(0, 1)),
+        st.lists(inner, min_size=1, max_size=2).map(T.Compose),
+        st.lists(inner, min_size=1, max_size=3).map(T.RandomChoice),
+        st.builds(T.RandomApply, inner, st.floats(0, 1)),
     ),
     max_leaves=3,
 )
@@ -114,34 +102,36 @@ _GRIDS = st.recursive(
 @settings(max_examples=30, deadline=None)
 def test_tables_of_combinations_follow_from_those_of_their_parts(first, second, size):
     one, other = first.tap_table(size), second.tap_table(size)
-    assert_same_law(Compose([first, second]).tap_table(size), one.then(other))
-    assert_same_law(RandomChoice([first, second], [0.3, 0.7]).tap_table(size), TapTable.union([one, other], [0.3, 0.7]))
+    assert_same_law(T.Compose([first, second]).tap_table(size), one.then(other))
+    assert_same_law(
+        T.RandomChoice([first, second], [0.3, 0.7]).tap_table(size), TapTable.union([one, other], [0.3, 0.7])
+    )
     assert float(one.probabilities.sum()) == pytest.approx(1, abs=1e-9)
 
 
 def test_a_product_with_too_many_rows_is_sampled():
-    turn = RandomRotation(20, "bilinear", num_maps=100)
-    both = Compose([turn, turn]).tap_table(3)
+    turn = T.RandomRotation(20, "bilinear", num_maps=100)
+    both = T.Compose([turn, turn]).tap_table(3)
     assert len(both) <= 1024
-    assert Compose([turn, turn]).tap_table(3) is both
+    assert T.Compose([turn, turn]).tap_table(3) is both
     exact = turn.tap_table(3).then(turn.tap_table(3))
     mean, exact_mean = (torch.einsum("r,rtp->tp", t.probabilities, t.maps.double()) for t in (both, exact))
     torch.testing.assert_close(mean, exact_mean, atol=2e-3, rtol=0)
 
 
 def test_grid_and_noise():
-    drop, damp = DropConnect(0.1), MultiplicativeNoise(0.2)
+    drop, damp = T.DropConnect(0.1), T.MultiplicativeNoise(0.2)
     assert TRANSLATE.grid is TRANSLATE and TRANSLATE.noise is None
-    assert Identity().grid is None and Identity().noise is None
+    assert T.Identity().grid is None and T.Identity().noise is None
     assert drop.grid is None and drop.noise == Noise("dropconnect", 0.1) and drop.noise.code == 2
     assert damp.grid is None and damp.noise == Noise("multiplicative", 0.2) and damp.noise.code == 1
 
-    both = Compose([TRANSLATE, drop])
+    both = T.Compose([TRANSLATE, drop])
     assert both.grid == TRANSLATE and both.noise == drop.noise
-    nested = Compose([HFLIP, Identity(), Compose([TRANSLATE, drop])])
-    assert nested.grid == Compose([HFLIP, TRANSLATE]) and nested.noise == drop.noise
-    assert_same_law(nested.tap_table(3), Compose([HFLIP, TRANSLATE]).tap_table(3))
-    assert Compose([drop]).grid is None and Compose([drop]).noise == drop.noise
-    assert Compose([Identity(), damp]).grid is None
-    grids = Compose([HFLIP, TRANSLATE])
+    nested = T.Compose([HFLIP, T.Identity(), T.Compose([TRANSLATE, drop])])
+    assert nested.grid == T.Compose([HFLIP, TRANSLATE]) and nested.noise == drop.noise
+    assert_same_law(nested.tap_table(3), T.Compose([HFLIP, TRANSLATE]).tap_table(3))
+    assert T.Compose([drop]).grid is None and T.Compose([drop]).noise == drop.noise
+    assert T.Compose([T.Identity(), damp]).grid is None
+    grids = T.Compose([HFLIP, TRANSLATE])
     assert grids.grid is grids and grids.noise is None

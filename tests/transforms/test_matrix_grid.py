@@ -5,27 +5,13 @@ import pickle
 
 import pytest
 import torch
-from watnn.transforms import (
-    WAT,
-    Compose,
-    DropConnect,
-    FromCallable,
-    Identity,
-    RandomAffine,
-    RandomApply,
-    RandomChoice,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-    RandomRotation,
-    RandomVerticalFlip,
-    TapDensity,
-)
+from watnn import transforms as T
 from watnn.transforms import functional as TF
 from watnn.transforms.laws import shift_law
 
 from wat_kernels.matrix_grid import MatrixGrid, draw_matrix_grid
 
-TRANSLATE = RandomAffine(0, translate=(0.25, 0.5))
+TRANSLATE = T.RandomAffine(0, translate=(0.25, 0.5))
 SHAPE = (6, 10)  # out, in: shifts of up to 3 along `out`, 2.5 along `in`
 MOVED = [0, 0, 3 << 16, 5 << 15]
 
@@ -51,19 +37,19 @@ def shadow(weight, flip_out, flip_in, shift_out, shift_in):
     ("transform", "rows", "probabilities"),
     [
         (TRANSLATE, [MOVED], [1]),
-        (RandomAffine(0, (0.25, 0.5), (1, 1), 0, "bilinear"), [MOVED], [1]),
-        (Identity(), [[0, 0, 0, 0]], [1]),
-        (RandomAffine(0), [[0, 0, 0, 0]], [1]),
-        (RandomHorizontalFlip(0.3), [[0, 0, 0, 0], [0, 1, 0, 0]], [0.7, 0.3]),
-        (RandomVerticalFlip(0.3), [[0, 0, 0, 0], [1, 0, 0, 0]], [0.7, 0.3]),
-        (RandomVerticalFlip(1), [[1, 0, 0, 0]], [1]),
-        (RandomApply(TRANSLATE, 0.2), [MOVED, [0, 0, 0, 0]], [0.2, 0.8]),
-        (RandomChoice([TRANSLATE, Identity(), Identity()], (0.5, 0.25, 0.25)), [MOVED, [0, 0, 0, 0]], [0.5, 0.5]),
-        (Compose([TRANSLATE, RandomHorizontalFlip(0.3)]), [MOVED, [0, 1, *MOVED[2:]]], [0.7, 0.3]),
-        (Compose([RandomHorizontalFlip(0.3), TRANSLATE]), [MOVED, [0, 1, *MOVED[2:]]], [0.7, 0.3]),
-        (Compose([RandomHorizontalFlip(1), RandomHorizontalFlip(1)]), [[0, 0, 0, 0]], [1]),
-        (Compose([RandomVerticalFlip(1), Identity(), RandomHorizontalFlip(1)]), [[1, 1, 0, 0]], [1]),
-        (Compose([RandomAffine(0, (0.25, 0)), RandomAffine(0, (0, 0.5))]), [MOVED], [1]),
+        (T.RandomAffine(0, (0.25, 0.5), (1, 1), 0, "bilinear"), [MOVED], [1]),
+        (T.Identity(), [[0, 0, 0, 0]], [1]),
+        (T.RandomAffine(0), [[0, 0, 0, 0]], [1]),
+        (T.RandomHorizontalFlip(0.3), [[0, 0, 0, 0], [0, 1, 0, 0]], [0.7, 0.3]),
+        (T.RandomVerticalFlip(0.3), [[0, 0, 0, 0], [1, 0, 0, 0]], [0.7, 0.3]),
+        (T.RandomVerticalFlip(1), [[1, 0, 0, 0]], [1]),
+        (T.RandomApply(TRANSLATE, 0.2), [MOVED, [0, 0, 0, 0]], [0.2, 0.8]),
+        (T.RandomChoice([TRANSLATE, T.Identity(), T.Identity()], (0.5, 0.25, 0.25)), [MOVED, [0, 0, 0, 0]], [0.5, 0.5]),
+        (T.Compose([TRANSLATE, T.RandomHorizontalFlip(0.3)]), [MOVED, [0, 1, *MOVED[2:]]], [0.7, 0.3]),
+        (T.Compose([T.RandomHorizontalFlip(0.3), TRANSLATE]), [MOVED, [0, 1, *MOVED[2:]]], [0.7, 0.3]),
+        (T.Compose([T.RandomHorizontalFlip(1), T.RandomHorizontalFlip(1)]), [[0, 0, 0, 0]], [1]),
+        (T.Compose([T.RandomVerticalFlip(1), T.Identity(), T.RandomHorizontalFlip(1)]), [[1, 1, 0, 0]], [1]),
+        (T.Compose([T.RandomAffine(0, (0.25, 0)), T.RandomAffine(0, (0, 0.5))]), [MOVED], [1]),
     ],
     ids=repr,
 )
@@ -77,7 +63,7 @@ def test_rows(transform, rows, probabilities):
 
 
 def test_noise_in_a_compose_leaves_the_grid():
-    transform = Compose([TRANSLATE, DropConnect(0.1)])
+    transform = T.Compose([TRANSLATE, T.DropConnect(0.1)])
     assert transform.grid.matrix_grid(SHAPE).rows.tolist() == [MOVED]
     assert transform.matrix_grid(SHAPE).rows.tolist() == [MOVED]
 
@@ -85,16 +71,16 @@ def test_noise_in_a_compose_leaves_the_grid():
 @pytest.mark.parametrize(
     "transform",
     [
-        RandomRotation(10),
-        RandomAffine(10),
-        RandomAffine(0, scale=(0.9, 1.1)),
-        RandomAffine(0, shear=5),
-        RandomResizedCrop(),
-        TapDensity([[1.0]]),
-        FromCallable(torch.fliplr),
-        WAT(),
-        RandomApply(RandomRotation(10)),
-        Compose([TRANSLATE, RandomResizedCrop()]),
+        T.RandomRotation(10),
+        T.RandomAffine(10),
+        T.RandomAffine(0, scale=(0.9, 1.1)),
+        T.RandomAffine(0, shear=5),
+        T.RandomResizedCrop(),
+        T.TapDensity([[1.0]]),
+        T.FromCallable(torch.fliplr),
+        T.WAT(),
+        T.RandomApply(T.RandomRotation(10)),
+        T.Compose([TRANSLATE, T.RandomResizedCrop()]),
     ],
     ids=repr,
 )
@@ -105,7 +91,7 @@ def test_what_is_no_index_arithmetic_is_refused(transform):
 
 def test_two_translations_are_refused():
     with pytest.raises(ValueError, match=r"Compose\(.*translates twice; accepted .* at most one translation"):
-        Compose([TRANSLATE, TRANSLATE]).matrix_grid(SHAPE)
+        T.Compose([TRANSLATE, TRANSLATE]).matrix_grid(SHAPE)
 
 
 @pytest.mark.parametrize("shape", [3, (3,), (0, 3), (3.0, 3), "ab", (1, 2, 3)])
@@ -115,7 +101,7 @@ def test_bad_shape(shape):
 
 
 def test_draws_follow_the_law():
-    grid = RandomChoice([TRANSLATE, RandomVerticalFlip(1)], [0.75, 0.25]).matrix_grid(SHAPE)
+    grid = T.RandomChoice([TRANSLATE, T.RandomVerticalFlip(1)], [0.75, 0.25]).matrix_grid(SHAPE)
     drawn = draws(grid, 40_000)
     moved = drawn[drawn[:, 0] == 0]
     assert len(moved) / len(drawn) == pytest.approx(0.75, abs=1e-2)
@@ -138,7 +124,7 @@ def test_draws_are_a_function_of_the_key():
 @pytest.mark.parametrize("fraction", [(0.0, 0.0), (1.0, 1.0), (0.001, 0.3)])
 def test_shifts_stay_in_range_on_large_matrices(fraction):
     shape = (2**21, 1000)
-    drawn = draws(RandomAffine(0, fraction).matrix_grid(shape), 2000)
+    drawn = draws(T.RandomAffine(0, fraction).matrix_grid(shape), 2000)
     for axis, length in ((2, shape[0] * fraction[1]), (3, shape[1] * fraction[0])):
         assert drawn[:, axis].abs().max() <= length + 0.5
         assert drawn[:, axis].double().mean().abs() <= 4 * length / (3 * 2000) ** 0.5
@@ -149,7 +135,9 @@ def test_shifts_stay_in_range_on_large_matrices(fraction):
 def test_a_draw_is_what_torchvision_does_to_an_image():
     out, in_ = 4, 5
     weight = torch.randn(out, in_)
-    grid = Compose([RandomAffine(0, (0.5, 0.5)), RandomVerticalFlip(), RandomHorizontalFlip()]).matrix_grid((out, in_))
+    grid = T.Compose([T.RandomAffine(0, (0.5, 0.5)), T.RandomVerticalFlip(), T.RandomHorizontalFlip()]).matrix_grid(
+        (out, in_)
+    )
     for flip_out, flip_in, shift_out, shift_in in draws(grid, 24).tolist():
         tap_map = TF.affine((out, in_), 0, (shift_in, shift_out), 1.0, 0)
         tap_map = TF.vflip((out, in_)) @ tap_map if flip_out else tap_map
@@ -161,7 +149,7 @@ def test_a_draw_is_what_torchvision_does_to_an_image():
 def test_a_matrix_has_the_law_of_the_tap_table_of_that_size():
     """The same transform, once as index arithmetic and once as a table of the matrix taken as one kernel."""
     shape = (3, 4)
-    transform = Compose([RandomHorizontalFlip(0.5), RandomAffine(0, (0.3, 0.4))])
+    transform = T.Compose([T.RandomHorizontalFlip(0.5), T.RandomAffine(0, (0.3, 0.4))])
     table = transform.tap_table(shape)
     drawn, counts = draws(transform.matrix_grid(shape), 20_000).unique(dim=0, return_counts=True)
     frequencies = torch.zeros(len(table))
