@@ -162,9 +162,14 @@ class Tuned:
         suited.sort(key=lambda c: cost({**named, **c.all_kwargs()}))
         first: dict[tuple, triton.Config] = {}
         for config in suited:  # a model cannot tell shapes of boxes apart well: the best of each of the best shapes
-            first.setdefault(tuple(config.kwargs.values())[:3], config)
+            first.setdefault(self._shape(config), config)
         kept = [*first.values()][: self._most - 1]
         return kept + [config for config in suited if config not in kept][: self._most - len(kept)]
+
+    def _shape(self, config: triton.Config) -> tuple:
+        """Of the box of pixels, without its channels; without boxes, all that the configuration sets."""
+        boxes = self.boxes(config)
+        return tuple(boxes[min(boxes)][:-1] if boxes else config.kwargs.values())
 
     def fitting(self, arguments: tuple) -> list[triton.Config]:
         """All that suit, in the order of `configs`."""
@@ -255,10 +260,10 @@ def _measured_best(choices: Sequence[tuple[Design, triton.Config]]) -> int:
     named = last.tuned.named(last.arguments)
     first = last.tensors[0]
     assert first is not None
-    wide = [one.dtype for one in last.tensors if one is not None]
+    dtypes = [one.dtype for one in last.tensors if one is not None]
     parts = (
         triton_key(), _gpu_name(first.device), [(d.tuned.kernel.cache_key, str(config)) for d, config in choices],
-        [named[name] for name in last.tuned.problem], wide,
+        [named[name] for name in last.tuned.problem], dtypes,
     )  # fmt: skip
     store = get_cache_manager(hashlib.sha256(repr(parts).encode()).hexdigest())
     kept = f"{last.tuned.kernel.__name__}.fastest.json"
@@ -275,14 +280,14 @@ def _measured_best(choices: Sequence[tuple[Design, triton.Config]]) -> int:
 
 
 def _bench(call: Callable[[], None]) -> float:
-    """Milliseconds of a launch; infinite where it does not compile or needs more than the chip has."""
+    """Milliseconds of a launch; infinite where it does not compile or needs more than the chip has. An error of the GPU is one."""
     from triton.runtime.errors import TritonError
 
     try:
         return float(triton.testing.do_bench(call, warmup=5, rep=30, return_mode="median"))
-    except (TritonError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except (TritonError, RuntimeError):  # the latter where a pass of the compiler fails
         return float("inf")
 
 
@@ -315,15 +320,21 @@ class _Maps:
     Triton makes them again at each launch, in a step around its launcher (3.6, 3.7), which costs more than the launch.
     """
 
-    def __init__(self, compiled: Any, layouts: dict[int, tuple[list[int], list[int]]]):
+    def __init__(self, compiled: Any, launcher: Callable, layouts: dict[int, tuple[list[int], list[int]]]):
         from triton.backends.nvidia.driver import make_tensordesc_arg
 
-        launcher = inspect.getclosurevars(compiled.run.launch).nonlocals["launcher"]
         self.run = copy.copy(compiled.run)
         self.run.launch = launcher
         self._make, self._described = make_tensordesc_arg, compiled.metadata.tensordesc_meta
         self._layouts, self._order = layouts, sorted(layouts)
         self._made: dict[tuple[int, int], list[Any]] = {}
+
+    @classmethod
+    def of(cls, compiled: Any, layouts: dict[int, tuple[list[int], list[int]]]) -> _Maps | None:
+        """None where this Triton has no such step, and every launch has to pass through it."""
+        launch = compiled.run.launch
+        inner = inspect.getclosurevars(launch).nonlocals if inspect.isfunction(launch) else {}
+        return cls(compiled, inner["launcher"], layouts) if "launcher" in inner else None
 
     def arguments(self, place: int, tensor: Tensor, address: int) -> list[Any]:
         """What the launcher takes for the tensor at this place: its map, sizes and strides."""
@@ -420,7 +431,9 @@ class Planned:
         # What is compiled for addresses that are no multiples of 16 is for those alone. On AMD it also depends on the size
         # of the storages, which a plan does not know.
         if aligned and not INTERPRETED and torch.version.hip is None:
-            self._maps = _Maps(compiled, self._layouts) if self._boxes else None
+            self._maps = _Maps.of(compiled, self._layouts) if self._boxes else None
+            if self._boxes and self._maps is None:
+                return
             self._launch = compiled.run if self._maps is None else self._maps.run
             self._function, self._metadata = compiled.function, compiled.packed_metadata
 

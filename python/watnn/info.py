@@ -24,6 +24,7 @@ _OPS = (
 _ENVIRONMENT = {
     "WAT_BACKEND": "overrides backend='auto' in every op",
     "WAT_CACHE_DIR": "folder in which `watnn check` keeps its answer, and auto looks for it",
+    "WAT_TRITON_TUNE": "0: the triton backend measures no configurations",
     "WAT_CPU_ISA": "avx512bf16, avx512, avx2 or portable: the instruction set of the native backend",
     "WAT_SKIP_NATIVE": "1 at install time: no compiled CPU backend",
     "WAT_FORCE_NATIVE": "1 at install time: fail where the native backend does not build",
